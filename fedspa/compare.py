@@ -1,0 +1,150 @@
+"""What federation bought: a federated run beside the baselines that every comparison shows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import mean
+
+from torch import Tensor, nn
+
+from fedspa.data import Client, pool
+from fedspa.evaluate import domain_perplexity
+from fedspa.messages import BlockMessage
+from fedspa.model import decoder_blocks, layer_weights, set_weights
+from fedspa.progress import progress_bar
+from fedspa.report import Method, Report
+from fedspa.run import federate
+from fedspa.server import BlockAggregation, pack_block, received_weights
+from fedspa.settings import Settings, round_target
+
+METHOD_NAMES = {"one-shot": "FedSpaLLM", "synchronous": "FedSpaLLM, synchronous"}
+# What a client would upload if its tokens could leave it: 32 bits hold every vocabulary.
+BYTES_PER_TOKEN = 4
+Weights = list[dict[str, Tensor]]
+
+
+def compare(
+    model: nn.Module,
+    clients: Sequence[Client],
+    settings: Settings,
+    heldout: Mapping[str, Tensor],
+    *,
+    baselines: bool = True,
+    progress: bool | None = None,
+) -> Report:
+    """Run a federation and measure its perplexity; the model ends as the federation pruned it.
+
+    heldout: for every domain its evaluation windows, (windows, length) int64.
+    baselines: beside the dense model and the federation's also every client's own model, plain
+        mean + expansion of the same messages, and all calibration data in one place.
+    returns: the federation's report, with one `Method` for each of these.
+    raises: ValueError as `federate` does, and where the messages do not hold each client's own
+        model, which several rounds and the aggregation "mask" do not send.
+    """
+    if baselines and (settings.aggregation == "mask" or settings.rounds > 1):
+        raise ValueError(
+            f"compare: with aggregation {settings.aggregation!r} and {settings.rounds} rounds no "
+            f"message holds a client's own model; compare one round of 'l0' or 'mean'"
+        )
+    everything = pool(clients, name="centralised") if baselines else None
+    blocks = decoder_blocks(model)
+    dense: Weights = [layer_weights(block) for block in blocks]
+    messages: list[BlockMessage] = []
+    observe = messages.append if baselines else None
+    report = federate(model, clients, settings, progress=progress, observe=observe)
+    trials = [_Trial("dense", dense, 0.0)]
+    result = _Trial(
+        METHOD_NAMES[settings.schedule],
+        [layer_weights(block) for block in blocks],
+        _share(report),
+        round(mean(client.bytes_up for client in report.clients)),
+        round(mean(client.bytes_down for client in report.clients)),
+    )
+    if everything is None:
+        trials.append(result)
+    else:
+        for client in report.clients:
+            trials.append(_alone(client.name, dense, messages))
+        trials += [_plain_mean(dense, messages, settings, result.up, len(clients)), result]
+        _write(blocks, dense)
+        trials.append(_centralised(model, everything, settings, len(clients), progress))
+    windows = sum(len(cut) for cut in heldout.values())
+    methods = []
+    with progress_bar("evaluating", windows * len(trials), progress) as advance:
+        for trial in trials:
+            _write(blocks, trial.weights)
+            found = domain_perplexity(
+                model, heldout, advance=lambda _, name=trial.name: advance(name)
+            )
+            methods.append(Method(trial.name, found, trial.sparsity, trial.up, trial.down))
+    _write(blocks, result.weights)
+    return replace(report, methods=tuple(methods), result=result.name)
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """A set of weights to evaluate, its sparsity, and the bytes that a client sent and got."""
+
+    name: str
+    weights: Weights
+    sparsity: float
+    up: int = 0
+    down: int = 0
+
+
+def _write(blocks: nn.ModuleList, weights: Weights) -> None:
+    for block, layers in zip(blocks, weights, strict=True):
+        set_weights(block, layers)
+
+
+def _alone(client: str, dense: Weights, messages: Sequence[BlockMessage]) -> _Trial:
+    """A client's own model, with the pretrained weights in blocks that it did not draw."""
+    weights, pruned = list(dense), 0
+    for message in messages:
+        if message.sender == client:
+            weights[message.block] = {n: layer.weight() for n, layer in message.layers.items()}
+            pruned += sum(int((~layer.mask()).sum()) for layer in message.layers.values())
+    return _Trial(f"{client} alone", weights, pruned / _size(dense))
+
+
+def _plain_mean(
+    dense: Weights, messages: Sequence[BlockMessage], settings: Settings, up: int, clients: int
+) -> _Trial:
+    """The same messages averaged with their zeros, then expanded."""
+    settings = replace(settings, aggregation="mean")
+    weights, pruned, returned = list(dense), 0, 0
+    for index, before in enumerate(dense):
+        senders = [message for message in messages if message.block == index]
+        if not senders:
+            continue
+        sums = BlockAggregation(before, settings)
+        for message in senders:
+            sums.add(message)
+        agreed = sums.agree(round_target(settings, 0))
+        broadcast = pack_block(agreed, 0, index, settings)
+        weights[index] = received_weights(broadcast, agreed)
+        pruned += sum(int((~layer.mask).sum()) for layer in agreed.values())
+        returned += broadcast.nbytes * len(senders)
+    down = round(returned / clients)
+    return _Trial("plain mean + expansion", weights, pruned / _size(dense), up, down)
+
+
+def _centralised(
+    model: nn.Module, everything: Client, settings: Settings, clients: int, progress: bool | None
+) -> _Trial:
+    """All calibration data in one place; a client's upload is then its tokens."""
+    report = federate(model, [everything], settings, progress=progress)
+    weights = [layer_weights(block) for block in decoder_blocks(model)]
+    up = round(everything.tokens.numel() * BYTES_PER_TOKEN / clients)
+    return _Trial("centralised", weights, _share(report), up, report.clients[0].bytes_down)
+
+
+def _share(report: Report) -> float:
+    """The share of all prunable weights that a run pruned, blocks that nobody drew included."""
+    pruned = sum(int((~layer.mask()).sum()) for layer in report.masks.values())
+    return pruned / report.model["prunable"]
+
+
+def _size(weights: Weights) -> int:
+    return sum(layer.numel() for block in weights for layer in block.values())

@@ -1,0 +1,155 @@
+"""What the command line reads besides flags: a TOML file, and text sources by name."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import click
+from torch import Tensor
+
+from fedspa.data import Client, read_text, sample_windows, tokenize, windows
+from fedspa.model import Loaded
+
+TABLES = "fedspa.client_tables"
+
+
+@dataclass(frozen=True)
+class ClientSpec:
+    """A client as the command line describes it; None stands for the run's own value."""
+
+    name: str
+    text: str
+    capacity: float = 1.0
+    sparsity: float | None = None
+    samples: int | None = None
+    seqlen: int | None = None
+
+    def read(self, field: str) -> str:
+        """Its text."""
+        try:
+            return read_text(self.text, field=field)
+        except ValueError as error:
+            raise ValueError(f"client {self.name!r}: {error}") from error
+
+    def client(self, loaded: Loaded, text: str, seed: int) -> Client:
+        """Its calibration windows, drawn from its text with the seed."""
+        assert self.samples is not None and self.seqlen is not None
+        try:
+            tokens = tokenize(need_tokenizer(loaded), text)
+            drawn = sample_windows(tokens, self.samples, self.seqlen, seed)
+        except ValueError as error:
+            raise ValueError(f"client {self.name!r}: {error}") from error
+        return Client(drawn, self.capacity, self.name, self.sparsity)
+
+
+def read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
+    """Make a TOML file's keys the command's defaults; a click callback.
+
+    Raises ValueError where the file is missing or wrong, or a key is unknown.
+    """
+    if path is None:
+        return
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(f"config: there is no file {path}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"config: {path} is not TOML: {error}") from error
+    names = {
+        option.removeprefix("--").replace("-", "_"): parameter.name
+        for parameter in ctx.command.params
+        for option in (*parameter.opts, parameter.name or "")
+    }
+    del names["config"]
+    defaults = {}
+    for key, value in table.items():
+        known = _known(f"config: {path}", key.replace("-", "_"), names)
+        if known == "client" and any(isinstance(item, dict) for item in value):
+            ctx.meta[TABLES] = _client_tables(path, value)
+        else:
+            defaults[names[known]] = value
+    ctx.default_map = {**(ctx.default_map or {}), **defaults}
+
+
+def client_specs(
+    flags: Sequence[str], ctx: click.Context, options: Mapping[str, Any]
+) -> list[ClientSpec]:
+    """The clients of the flags, else of the [[client]] tables, complete with the run's values."""
+    specs = [ClientSpec(*_split("--client", flag)) for flag in flags] or ctx.meta.get(TABLES, [])
+    if not specs:
+        raise ValueError(
+            "prune: there are no clients; give --client NAME=FILE once for each, or [[client]] "
+            "tables in --config"
+        )
+    return [_complete(spec, options) for spec in specs]
+
+
+def read_named(flags: Sequence[str], field: str) -> dict[str, str]:
+    """The evaluation texts of flags NAME=SOURCE, or of a source alone, which names itself."""
+    named = [_split("--text", flag, default=Path(flag).stem) for flag in flags]
+    return {name: read_text(source, field=field, part="test") for name, source in named}
+
+
+def cut(
+    loaded: Loaded, texts: Mapping[str, str], seqlen: int, limit: int | None
+) -> dict[str, Tensor]:
+    """The evaluation windows of every text, (windows, seqlen), at most `limit` of each."""
+    if limit is not None and limit < 1:
+        raise ValueError(f"the number of evaluation windows must be at least 1, not {limit}")
+    return {
+        name: windows(tokenize(need_tokenizer(loaded), text), seqlen)[:limit]
+        for name, text in texts.items()
+    }
+
+
+def need_tokenizer(loaded: Loaded) -> Any:
+    """The model's tokenizer; raises ValueError where its folder holds none."""
+    if loaded.tokenizer is None:
+        raise ValueError(
+            f"{loaded.name} holds no tokenizer, so text cannot be read for it; save the model's "
+            f"tokenizer in the same folder"
+        )
+    return loaded.tokenizer
+
+
+def _split(flag: str, value: str, default: str | None = None) -> tuple[str, str]:
+    name, equals, source = value.partition("=")
+    if not equals and default is not None:
+        return default, value
+    if not (name and source):
+        raise ValueError(f"{flag} {value!r} is not NAME=SOURCE, such as {flag} hospital=notes.txt")
+    return name, source
+
+
+def _complete(spec: ClientSpec, options: Mapping[str, Any]) -> ClientSpec:
+    return replace(
+        spec,
+        samples=options["samples"] if spec.samples is None else spec.samples,
+        seqlen=options["seqlen"] if spec.seqlen is None else spec.seqlen,
+    )
+
+
+def _client_tables(path: Path, tables: Sequence[dict[str, Any]]) -> list[ClientSpec]:
+    names = {f.name: f.name for f in fields(ClientSpec)}
+    specs = []
+    for number, table in enumerate(tables, start=1):
+        for key in table:
+            _known(f"config: {path}, client {number}", key, names)
+        missing = [name for name in ("name", "text") if name not in table]
+        if missing:
+            raise ValueError(f"config: {path}, client {number} has no {' and no '.join(missing)}")
+        specs.append(ClientSpec(**table))
+    return specs
+
+
+def _known(where: str, key: str, names: Mapping[str, Any]) -> str:
+    if key in names:
+        return key
+    near = difflib.get_close_matches(key, names, n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]!r}?" if near else f"known are {sorted(names)}"
+    raise ValueError(f"{where} has the unknown key {key!r}; {hint}")

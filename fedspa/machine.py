@@ -1,0 +1,70 @@
+"""What a run ran on: versions, machine, and the memory that it took."""
+
+import os
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+PACKAGES = ("fedspa", "torch", "transformers", "triton", "numpy", "datasets", "safetensors")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of those packages that are installed."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def machine() -> dict[str, str]:
+    """Processor, cores that this process may use, memory, GPUs and platform; never a host name."""
+    described = {"cpu": _processor(), "cores": str(_cores())}
+    memory = _memory()
+    if memory:
+        described["memory"] = f"{memory / 2**30:.1f} GiB"
+    if torch.cuda.is_available():
+        described["gpu"] = ", ".join(
+            f"{torch.cuda.get_device_name(index)} "
+            f"({torch.cuda.get_device_properties(index).total_memory / 2**30:.0f} GiB)"
+            for index in range(torch.cuda.device_count())
+        )
+    return described | {"platform": f"{platform.system()} {platform.machine()}"}
+
+
+def peak_memory() -> int:
+    """Bytes of main memory that this process has held at most; 0 where the system does not tell."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Linux counts in KiB, macOS in bytes.
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _processor() -> str:
+    listing = Path("/proc/cpuinfo")
+    if listing.is_file():
+        for line in listing.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _memory() -> int:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return 0

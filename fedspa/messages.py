@@ -1,0 +1,68 @@
+"""What travels between clients and server: one block at a time, as bit masks and kept values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from fedspa_kernels import Compressed, compress, decompress, pack_mask, unpack_mask
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LayerMessage:
+    """One pruned weight matrix of shape (rows, cols).
+
+    bits: (rows, ceil(cols / 8)) uint8, the mask, eight positions a byte, True = kept.
+    values: (kept,) the kept weights in row-major order, or None where the mask alone travels.
+    """
+
+    shape: tuple[int, int]
+    bits: Tensor
+    values: Tensor | None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the payload on the wire."""
+        return self.bits.nbytes + (0 if self.values is None else self.values.nbytes)
+
+    def mask(self) -> Tensor:
+        """The mask, (rows, cols) bool."""
+        return unpack_mask(self.bits, self.shape[1])
+
+    def weight(self) -> Tensor:
+        """The weight, (rows, cols) in the dtype it travelled in, zero where it was pruned."""
+        if self.values is None:
+            raise ValueError("this message holds a mask alone (aggregation 'mask'), no weights")
+        return decompress(Compressed(self.bits, self.values), self.shape)
+
+
+@dataclass(frozen=True)
+class BlockMessage:
+    """A decoder block's pruned layers, from a client to the server or back.
+
+    sender: the client's name, or "server". samples: calibration windows behind it (0 from the
+    server). layers: by their names within the block.
+    """
+
+    sender: str
+    round: int
+    block: int
+    samples: int
+    layers: dict[str, LayerMessage]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all layers' payloads."""
+        return sum(layer.nbytes for layer in self.layers.values())
+
+
+def pack_layer(
+    weight: Tensor, mask: Tensor, dtype: torch.dtype | None, mask_only: bool
+) -> LayerMessage:
+    """A weight and its mask, both (rows, cols), as a message; dtype None keeps the weight's."""
+    shape = (weight.shape[0], weight.shape[1])
+    if mask_only:
+        return LayerMessage(shape, pack_mask(mask), None)
+    packed = compress(weight if dtype is None else weight.to(dtype), mask)
+    return LayerMessage(shape, packed.bits, packed.values)

@@ -1,0 +1,276 @@
+"""The model as pruning sees it: a list of decoder blocks, and the linear layers inside them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+DTYPES = ("auto", "float32", "float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model with the tokenizer it came with (None where a folder holds none)."""
+
+    model: PreTrainedModel
+    tokenizer: Any
+    name: str
+
+
+def load(source: str | Path, *, dtype: str = "auto", device: str = "cpu") -> Loaded:
+    """Load a causal language model: a checkpoint folder, a .gguf file, or a Hugging Face id.
+
+    dtype "auto" keeps the checkpoint's own; a .gguf file is dequantised to float32.
+    Raises ValueError where the folder is not a checkpoint, or holds quantised weights that
+    cannot be pruned; RuntimeError where the device or a package is missing.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"model: dtype {dtype!r} is unknown; choose one of {list(DTYPES)}")
+    check_device(device)
+    path = Path(source)
+    if path.suffix == ".gguf":
+        return _load_gguf(path, dtype, device)
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise ValueError(
+            f"model: {path} holds no config.json, so it is not a Hugging Face checkpoint; name "
+            f"the folder that save_pretrained wrote, or a .gguf file"
+        )
+    if not path.exists() and str(source).startswith((".", "/", "~")):
+        raise ValueError(f"model: there is no folder or file {path}")
+    try:
+        config = AutoConfig.from_pretrained(source)
+    except OSError as error:
+        raise RuntimeError(
+            f"model: {source} is neither a folder here nor a model that could be fetched "
+            f"({str(error).splitlines()[0]}); give the folder of a checkpoint"
+        ) from error
+    if getattr(config, "quantization_config", None) is not None:
+        raise ValueError(
+            f"model: {source} holds quantised weights, which cannot be pruned as they are; use "
+            f"the checkpoint that it was quantised from"
+        )
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+    return Loaded(model.to(device).eval(), _tokenizer(source), str(source))
+
+
+def check_device(device: str) -> None:
+    """Raise unless torch can put tensors on `device`."""
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise RuntimeError(f"device {device!r} cannot be used here: {reason}") from error
+
+
+def _load_gguf(path: Path, dtype: str, device: str) -> Loaded:
+    if not path.is_file():
+        raise ValueError(f"model: there is no file {path}")
+    try:
+        import accelerate  # noqa: F401  (transformers loads GGUF through it)
+        import gguf  # noqa: F401
+    except ImportError as error:
+        raise RuntimeError(
+            f"model: reading {path.name} needs the package {error.name}; "
+            f"run: pip install 'fedspa[gguf]'"
+        ) from error
+    wanted = torch.float32 if dtype == "auto" else getattr(torch, dtype)
+    folder, name = str(path.parent), path.name
+    quantised = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=wanted)
+    # transformers 5.23 marks the dequantised model as quantised and then refuses to save it.
+    config = quantised.config
+    del config.quantization_config
+    model = type(quantised)(config)
+    model.load_state_dict(quantised.state_dict(), assign=True)
+    model.tie_weights()
+    model.generation_config = quantised.generation_config
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
+    return Loaded(model.to(device).eval(), tokenizer, path.stem)
+
+
+def _tokenizer(source: str | Path) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError):
+        return None
+
+
+def decoder_blocks(model: nn.Module) -> nn.ModuleList:
+    """The model's list of decoder blocks, found by its length in the configuration.
+
+    Raises ValueError where no such list exists.
+    """
+    config = getattr(model, "config", None)
+    text_config = config.get_text_config(decoder=True) if config is not None else None
+    count = getattr(text_config, "num_hidden_layers", None)
+    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
+    lists = [m for m in lists if any(linear_layers(block) for block in m)]
+    if not lists:
+        raise ValueError(
+            f"{type(model).__name__} has no list of decoder blocks with linear layers "
+            f"(looked for a ModuleList of num_hidden_layers = {count}); "
+            f"fedspa prunes causal language models that are a stack of such blocks"
+        )
+    return max(lists, key=lambda blocks: sum(p.numel() for p in blocks.parameters()))
+
+
+def linear_layers(block: nn.Module) -> dict[str, nn.Module]:
+    """The layers of a block that are pruned, by their names within it, in the block's order."""
+    return {n: m for n, m in block.named_modules() if isinstance(m, nn.Linear | Conv1D)}
+
+
+def weight_of(layer: nn.Module) -> Tensor:
+    """The weight of a linear layer as a view of shape (outputs, inputs), detached."""
+    assert isinstance(layer.weight, Tensor)
+    weight = layer.weight.detach()
+    return weight.T if isinstance(layer, Conv1D) else weight
+
+
+def layer_weights(block: nn.Module) -> dict[str, Tensor]:
+    """A copy of every prunable weight of a block, each of shape (outputs, inputs)."""
+    return {name: weight_of(layer).clone() for name, layer in linear_layers(block).items()}
+
+
+@torch.no_grad()
+def set_weights(block: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Write weights of shape (outputs, inputs) into the layers of a block, in place."""
+    layers = linear_layers(block)
+    for name, weight in weights.items():
+        weight_of(layers[name]).copy_(weight)
+
+
+def block_names(model: nn.Module, blocks: nn.ModuleList) -> list[str]:
+    """The full name of every block within the model, such as "model.layers.0"."""
+    prefix = next(name for name, module in model.named_modules() if module is blocks)
+    return [f"{prefix}.{index}" for index in range(len(blocks))]
+
+
+def unprunable_weights(model: nn.Module, blocks: nn.ModuleList) -> tuple[str, ...]:
+    """Names of the matrices in the blocks that no linear layer holds, such as fused experts."""
+    names = block_names(model, blocks)
+    found = []
+    for prefix, block in zip(names, blocks, strict=True):
+        pruned = {id(layer.weight) for layer in linear_layers(block).values()}
+        for name, parameter in block.named_parameters():
+            if parameter.ndim >= 2 and id(parameter) not in pruned:
+                found.append(f"{prefix}.{name}")
+    return tuple(found)
+
+
+def check_model(model: nn.Module, blocks: nn.ModuleList, pattern_width: int | None) -> None:
+    """Raise ValueError where a weight is shared, NaN or infinite, or not a multiple wide enough.
+
+    pattern_width: the m of a pattern "n:m", which must divide every layer's inputs; or None.
+    """
+    owners: dict[int, str] = {}
+    for prefix, block in zip(block_names(model, blocks), blocks, strict=True):
+        for short, layer in linear_layers(block).items():
+            name, weight = f"{prefix}.{short}", weight_of(layer)
+            other = owners.setdefault(id(layer.weight), name)
+            if other != name:
+                raise ValueError(
+                    f"{name} shares its weight with {other}; fedspa prunes blocks one by one, "
+                    f"which would prune a shared weight twice"
+                )
+            if weight.is_meta:
+                raise ValueError(f"{name} is on the meta device; load the model's weights first")
+            if not bool(weight.isfinite().all()):
+                raise ValueError(
+                    f"{name} holds {int((~weight.isfinite()).sum())} weights that are NaN or "
+                    f"infinite; load the checkpoint again or in another dtype"
+                )
+            if pattern_width is not None and weight.shape[1] % pattern_width:
+                raise ValueError(
+                    f"{name} has {weight.shape[1]} inputs, which a pattern over every "
+                    f"{pattern_width} does not divide; choose another pattern, or a sparsity"
+                )
+
+
+@dataclass
+class Stream:
+    """Hidden states on their way through the blocks, in batches, with the blocks' other inputs.
+
+    hidden: a list of tensors (batch, length, width), the input of the next block.
+    arguments: for every batch size, for every block, its remaining positional and named
+        arguments (attention mask, rotary embedding, ...); windows carry no padding, so that
+        these depend on the batch's shape alone.
+    """
+
+    hidden: list[Tensor]
+    arguments: dict[int, list[tuple[tuple[Any, ...], dict[str, Any]]]]
+
+    def inputs(self, block_index: int) -> Iterator[tuple[Tensor, tuple[Any, ...], dict[str, Any]]]:
+        """Every batch as the three arguments of `run_block`."""
+        for hidden in self.hidden:
+            args, kwargs = self.arguments[hidden.shape[0]][block_index]
+            yield hidden, args, kwargs
+
+
+@torch.no_grad()
+def embed(model: nn.Module, blocks: nn.ModuleList, tokens: Tensor, batch_size: int) -> Stream:
+    """Token windows as the input of the first block.
+
+    tokens: (windows, length) int64. The model's own forward runs with every block replaced by
+    a recorder, so that each architecture prepares its masks and positions as it always does.
+    """
+    stream = Stream([], {})
+    device = next(model.parameters()).device
+    for batch in tokens.split(batch_size):
+        calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        with _recorders(blocks, calls, stream.hidden), suppress(_LastBlockReached):
+            model(input_ids=batch.to(device), use_cache=False)
+        stream.arguments.setdefault(batch.shape[0], calls)
+    return stream
+
+
+def run_block(block: nn.Module, hidden: Tensor, args: tuple[Any, ...], kwargs: Any) -> Tensor:
+    """The hidden states that a block makes of its input; some architectures return a tuple."""
+    output = block(hidden, *args, **kwargs)
+    return output[0] if isinstance(output, tuple) else output
+
+
+class _LastBlockReached(Exception):
+    """Ends a recorded forward pass before the final norm and the head."""
+
+
+@contextmanager
+def _recorders(blocks: nn.ModuleList, calls: list[Any], firsts: list[Tensor]) -> Iterator[None]:
+    """Let every block note its arguments and hand its input on, the first one also its input.
+
+    The first block really runs, once a batch, to show how this architecture returns its output.
+    """
+    kept = [block.__dict__.get("forward") for block in blocks]
+    first_forward, last = blocks[0].forward, len(blocks) - 1
+    rest: list[Any] = []
+
+    def recorder(index: int) -> Any:
+        def record(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+            calls.append((args, kwargs))
+            if index == 0:
+                firsts.append(hidden_states)
+            if index == last:
+                raise _LastBlockReached
+            if index == 0:
+                output = first_forward(hidden_states, *args, **kwargs)
+                rest[:] = [output[1:]] if isinstance(output, tuple) else []
+            return (hidden_states, *rest[0]) if rest else hidden_states
+
+        return record
+
+    for index, block in enumerate(blocks):
+        block.forward = recorder(index)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for block, forward in zip(blocks, kept, strict=True):
+            if forward is None:
+                del block.forward
+            else:
+                block.forward = forward

@@ -1,0 +1,124 @@
+"""The output folder: complete under its final name, or absent."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain, count
+from pathlib import Path
+from typing import Any
+
+from fedspa_kernels import unpack_mask
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from fedspa.report import Report, write_html
+
+MASKS_FILE = "masks.safetensors"
+REPORT_BYTES = 4_000_000
+
+
+def check_output(path: str | Path, model: nn.Module | None = None) -> None:
+    """Raise before any work where `path` is taken, cannot be written, or the disk is too small.
+
+    Raises ValueError for a folder that is not empty, RuntimeError for the disk.
+    """
+    path = Path(path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ValueError(
+            f"output {path} exists and is not empty; nothing is overwritten: choose another "
+            f"folder or remove it"
+        )
+    home = next(p for p in path.absolute().parents if p.exists())
+    if not os.access(home, os.W_OK):
+        raise RuntimeError(f"output {path} cannot be made: {home} is not writable")
+    if model is None:
+        return
+    weights = {id(p): p.nbytes + p.numel() // 8 for p in model.parameters()}
+    needed, free = sum(weights.values()) + REPORT_BYTES, shutil.disk_usage(home).free
+    if free < needed:
+        raise RuntimeError(
+            f"output {path} needs about {needed / 1e6:.0f} MB, but {home} has {free / 1e6:.0f} MB "
+            f"free; free some space or choose a folder on another disk"
+        )
+
+
+@contextmanager
+def complete_folder(path: str | Path) -> Iterator[Path]:
+    """Yield a hidden folder beside `path` that takes its name at the end, if nothing went wrong.
+
+    Raises RuntimeError with a way out where the disk is full; whatever fails or kills the run,
+    there is no folder under the final name.
+    """
+    path = Path(path).absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
+    try:
+        yield partial
+        _flush(partial)
+        partial.chmod(0o777 & ~_umask())
+        partial.rename(path)
+    except Exception as error:
+        # safetensors wraps the system's error and leaves only its text.
+        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+        if full:
+            raise RuntimeError(
+                f"no space left on the disk of {path.parent}; nothing was written to {path}: "
+                f"free some space or choose a folder on another disk"
+            ) from error
+        raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _flush(folder: Path) -> None:
+    """Bring every file to the disk before the rename makes it count."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+def write_result(folder: Path, model: Any, tokenizer: Any, report: Report) -> None:
+    """Write checkpoint, tokenizer, masks, report.json and report.html into a folder."""
+    model.save_pretrained(folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    widths = {name: str(layer.shape[1]) for name, layer in report.masks.items()}
+    packed = {name: layer.bits.contiguous().cpu() for name, layer in report.masks.items()}
+    save_file(packed, folder / MASKS_FILE, metadata=widths)
+    (folder / "report.json").write_text(report.to_json(), encoding="utf-8")
+    write_html(report, folder / "report.html")
+
+
+def load_masks(folder: str | Path) -> dict[str, Tensor]:
+    """The masks of an output folder: for every pruned layer (outputs, inputs) bool, True = kept.
+
+    Raises ValueError where the folder holds no masks.
+    """
+    file = Path(folder) / MASKS_FILE
+    if not file.is_file():
+        raise ValueError(f"{folder} holds no {MASKS_FILE}; name a folder that fedspa wrote")
+    with safe_open(file, framework="pt") as stored:
+        widths = stored.metadata()
+        return {
+            name: unpack_mask(stored.get_tensor(name), int(widths[name]))
+            for name in stored.keys()  # noqa: SIM118  (a safe_open is not a dict)
+        }
+
+
+def free_name(path: Path) -> Path:
+    """`path`, or the first of path-2, path-3, ... that does not exist yet."""
+    names = chain([path.name], (f"{path.name}-{number}" for number in count(2)))
+    return next(free for name in names if not (free := path.with_name(name)).exists())

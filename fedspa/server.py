@@ -1,0 +1,149 @@
+"""What the server does: draw the blocks of each client, average what was kept, expand the mask."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from fedspa_kernels import L0Accumulator, expand_mask
+from torch import Tensor
+
+from fedspa.messages import BlockMessage, LayerMessage, pack_layer
+from fedspa.settings import Settings, Target
+
+
+def blocks_per_client(capacities: Sequence[float], blocks: int, limit: int | None) -> list[int]:
+    """max(1, round(capacity * limit)) blocks for each client; limit None: all of the model's."""
+    most = blocks if limit is None else min(limit, blocks)
+    return [max(1, round(capacity * most)) for capacity in capacities]
+
+
+def sample_blocks(
+    counts: Sequence[int], blocks: int, seed: int | str, every_block: bool
+) -> list[list[int]]:
+    """Draw each client's decoder blocks uniformly, without replacement (FedSpaLLM, section 3.3).
+
+    counts: how many blocks each client prunes. every_block: deal the shuffled blocks out first,
+    so that each has a client, then fill up uniformly.
+    returns: for every client a sorted list of block indices.
+    raises: ValueError where every block should be drawn and the counts do not add up to them.
+    """
+    draw = random.Random(seed)
+    chosen: list[set[int]] = [set() for _ in counts]
+    if every_block:
+        if sum(counts) < blocks:
+            raise ValueError(
+                f"settings: every_block needs clients for {blocks} blocks, but their capacities "
+                f"add up to {sum(counts)}; raise capacities or layers_per_client, or add clients"
+            )
+        for block in draw.sample(range(blocks), blocks):
+            room = [i for i, count in enumerate(counts) if len(chosen[i]) < count]
+            free = [counts[i] - len(chosen[i]) for i in room]
+            chosen[draw.choices(room, weights=free)[0]].add(block)
+    for mine, count in zip(chosen, counts, strict=True):
+        others = [block for block in range(blocks) if block not in mine]
+        mine.update(draw.sample(others, count - len(mine)))
+    return [sorted(mine) for mine in chosen]
+
+
+@dataclass(frozen=True)
+class AgreedLayer:
+    """A layer after aggregation: weight (rows, cols), its mask, and how often weights were kept.
+
+    histogram: for v = 0 .. clients the number of weights that exactly v clients kept.
+    """
+
+    weight: Tensor
+    mask: Tensor
+    histogram: tuple[int, ...]
+
+
+class BlockAggregation:
+    """Sums over the clients of one block, one client at a time: memory of one block, whatever C.
+
+    The arithmetic is a sum in the order of the messages; a caller who wants the same bits
+    whatever the order of arrival adds them in an order of its own.
+    """
+
+    def __init__(self, dense: dict[str, Tensor], settings: Settings) -> None:
+        """dense: the block's weights before this round, as the server holds them."""
+        self.dense = dense
+        self.settings = settings
+        self.clients = 0
+        self._samples = 0
+        self._sums: dict[str, L0Accumulator] = {}
+
+    def add(self, message: BlockMessage) -> None:
+        """Add one client's pruned block; raises ValueError where it is not this block's."""
+        if message.layers.keys() != self.dense.keys():
+            raise ValueError(
+                f"{message.sender!r} sent layers {sorted(message.layers)} for block "
+                f"{message.block}, which has {sorted(self.dense)}"
+            )
+        importance = float(message.samples) if self.settings.weighting == "samples" else 1.0
+        for name, layer in message.layers.items():
+            shape = tuple(self.dense[name].shape)
+            if layer.shape != shape:
+                raise ValueError(
+                    f"{message.sender!r} sent shape {layer.shape} for layer {name} of block "
+                    f"{message.block}, which has {shape}"
+                )
+            sums = self._sums.setdefault(name, L0Accumulator(shape, self.dense[name].device))
+            if self.settings.aggregation == "mask":
+                sums.add(self.dense[name], layer.mask())
+            else:
+                sums.add(layer.weight(), layer.mask(), importance=importance)
+        self.clients += 1
+        self._samples += message.samples
+
+    def agree(self, target: Target) -> dict[str, AgreedLayer]:
+        """Average and expand every layer to the target; raises ValueError without a client."""
+        if not self._sums:
+            raise ValueError("no client sent this block, so there is nothing to aggregate")
+        return {name: self._agree_layer(name, target) for name in self.dense}
+
+    def _agree_layer(self, name: str, target: Target) -> AgreedLayer:
+        sums, dense = self._sums[name], self.dense[name]
+        weight = self._average(sums, dense)
+        mask = expand_mask(
+            sums.votes,
+            self.clients,
+            sparsity=target.sparsity,
+            pattern=target.pattern,
+            scores=weight.abs().float(),
+            group=self.settings.expansion,
+        )
+        kept = torch.where(mask, weight, torch.zeros_like(weight))
+        histogram = torch.bincount(sums.votes.reshape(-1), minlength=self.clients + 1)
+        return AgreedLayer(kept, mask, tuple(histogram.tolist()))
+
+    def _average(self, sums: L0Accumulator, dense: Tensor) -> Tensor:
+        if self.settings.aggregation == "mask":
+            return dense
+        if self.settings.aggregation == "l0":
+            return sums.average(dense.dtype).weight
+        divisor = self._samples if self.settings.weighting == "samples" else self.clients
+        return (sums.total / divisor).to(dense.dtype)
+
+
+def pack_block(
+    agreed: dict[str, AgreedLayer], round_index: int, block: int, settings: Settings
+) -> BlockMessage:
+    """The agreed block as the message that its clients receive."""
+    dtype = None if settings.message_dtype is None else getattr(torch, settings.message_dtype)
+    mask_only = settings.aggregation == "mask"
+    layers: dict[str, LayerMessage] = {
+        name: pack_layer(layer.weight, layer.mask, dtype, mask_only)
+        for name, layer in agreed.items()
+    }
+    return BlockMessage("server", round_index, block, 0, layers)
+
+
+def received_weights(message: BlockMessage, agreed: dict[str, AgreedLayer]) -> dict[str, Tensor]:
+    """What every holder of the message has: the model must not keep digits that were not sent."""
+    return {
+        name: agreed[name].weight if layer.values is None else layer.weight()
+        for name, layer in message.layers.items()
+    }

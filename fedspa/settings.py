@@ -1,0 +1,176 @@
+"""One frozen dataclass holds everything that a run can be told."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+from fedspa_kernels.arguments import parse_pattern
+
+AGGREGATIONS = ("l0", "mean", "mask")
+SCHEDULES = ("one-shot", "synchronous")
+EXPANSIONS = ("layer", "row", "column")
+WEIGHTINGS = ("uniform", "samples")
+RAMPS = ("constant", "linear", "cubic")
+MESSAGE_DTYPES = ("float32", "float16", "bfloat16")
+PRUNERS = ("magnitude", "wanda", "sparsegpt")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is pruned, how clients agree, and how often; checked when it is made.
+
+    pruner: "magnitude", "wanda", "sparsegpt", or an object of your own (docs/pruners.md).
+    sparsity: share of every weight matrix to prune, in [0, 1); exclusive with `pattern`.
+    pattern: "n:m" keeps n of every m weights along the input dimension, as in "2:4".
+    aggregation: "l0" averages only the weights that clients kept (FedSpaLLM, eq. 4); "mean"
+        divides by all clients, zeros included; "mask" uploads the masks alone and prunes the
+        pretrained weights by their votes (FedPrLLM).
+    schedule: "one-shot" lets each client walk the whole model on its own and upload once a
+        round; "synchronous" agrees on each block before the next one is calibrated on it.
+    rounds: how many times layers are sampled, pruned and averaged.
+    ramp: how the sparsity grows over the rounds: "constant" prunes to the target in the first
+        round that a block is drawn, "linear" and "cubic" (Zhu and Gupta 2017) in steps.
+    layers_per_client: decoder blocks that a client of capacity 1.0 prunes in a round; None: all.
+        A client prunes max(1, round(capacity * layers_per_client)) of them.
+    every_block: deal the blocks so that each is drawn by at least one client a round.
+    expansion: group within which the mask is expanded to the exact target: "layer" (a whole
+        weight matrix), "row" or "column".
+    weighting: "uniform", or "samples" to weigh clients by their calibration samples.
+    message_dtype: dtype of the weights in messages; None keeps the model's own.
+    block_size, damping: SparseGPT's columns a block and share of the mean diagonal added to it.
+    batch_size: calibration windows in one forward pass.
+    seed: of layer sampling; the same seed gives the same bits.
+
+    Raises ValueError with the values and the choices where a setting is impossible.
+    """
+
+    pruner: Any = "sparsegpt"
+    sparsity: float | None = None
+    pattern: str | None = None
+    aggregation: str = "l0"
+    schedule: str = "one-shot"
+    rounds: int = 1
+    ramp: str = "constant"
+    layers_per_client: int | None = None
+    every_block: bool = False
+    expansion: str = "layer"
+    weighting: str = "uniform"
+    message_dtype: str | None = None
+    block_size: int = 128
+    damping: float = 0.01
+    batch_size: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_target(self.sparsity, self.pattern)
+        if isinstance(self.pruner, str):
+            _check_choice("pruner", self.pruner, PRUNERS)
+        _check_choice("aggregation", self.aggregation, AGGREGATIONS)
+        _check_choice("schedule", self.schedule, SCHEDULES)
+        _check_choice("expansion", self.expansion, EXPANSIONS)
+        _check_choice("weighting", self.weighting, WEIGHTINGS)
+        _check_choice("ramp", self.ramp, RAMPS)
+        if self.message_dtype is not None:
+            _check_choice("message_dtype", self.message_dtype, MESSAGE_DTYPES)
+        for name in ("rounds", "batch_size", "block_size"):
+            _check_positive_int(name, getattr(self, name))
+        if self.layers_per_client is not None:
+            _check_positive_int("layers_per_client", self.layers_per_client)
+        if not (math.isfinite(self.damping) and self.damping >= 0):
+            raise ValueError(f"settings: damping must be 0 or more, not {self.damping}")
+        _check_combinations(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every setting as plain values, for reports; a pruner object by its description."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        if not isinstance(self.pruner, str):
+            values["pruner"] = repr(self.pruner)
+        return values
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a pruner must reach: a `sparsity`, or a `pattern` "n:m"; exactly one of them is set."""
+
+    sparsity: float | None = None
+    pattern: str | None = None
+
+
+def round_target(settings: Settings, round_index: int, sparsity: float | None = None) -> Target:
+    """The target of one round, counted from 0; `sparsity` replaces the settings' own for a client.
+
+    "cubic" follows Zhu and Gupta 2017, eq. 1, from 0: s_t = s (1 - (1 - t/T)^3), t = 1 .. T.
+    """
+    if settings.pattern is not None:
+        return Target(pattern=settings.pattern)
+    final = settings.sparsity if sparsity is None else sparsity
+    assert final is not None
+    progress = (round_index + 1) / settings.rounds
+    if settings.ramp == "constant" or progress == 1:
+        return Target(sparsity=final)
+    share = progress if settings.ramp == "linear" else 1 - (1 - progress) ** 3
+    return Target(sparsity=final * share)
+
+
+def target_share(settings: Settings) -> float:
+    """The share of weights that goes in the end: the sparsity, or what the pattern prunes."""
+    if settings.pattern is None:
+        assert settings.sparsity is not None
+        return settings.sparsity
+    kept, group = parse_pattern("settings", settings.pattern, width=0)
+    return 1 - kept / group
+
+
+def _check_target(sparsity: float | None, pattern: str | None) -> None:
+    if (sparsity is None) == (pattern is None):
+        raise ValueError(
+            f"settings: give exactly one of sparsity and pattern, "
+            f"not sparsity={sparsity} and pattern={pattern!r}"
+        )
+    if sparsity is not None:
+        check_sparsity("settings", sparsity)
+    if pattern is not None:
+        parse_pattern("settings", pattern, width=0)
+
+
+def check_sparsity(who: str, sparsity: float) -> None:
+    """Raise ValueError unless `sparsity` is a number in [0, 1)."""
+    number = isinstance(sparsity, int | float) and not isinstance(sparsity, bool)
+    if not number or not 0 <= sparsity < 1:
+        raise ValueError(
+            f"{who}: sparsity {sparsity!r} is outside [0, 1): it is the share of weights to "
+            f"prune, such as 0.6 for 60 %"
+        )
+
+
+def _check_combinations(settings: Settings) -> None:
+    if settings.pattern is None:
+        return
+    group = parse_pattern("settings", settings.pattern, width=0)[1]
+    if settings.block_size % group:
+        raise ValueError(
+            f"settings: block_size {settings.block_size} is not a multiple of the {group} of "
+            f"pattern {settings.pattern!r}; choose a multiple such as {group * 32}"
+        )
+    if settings.ramp != "constant":
+        raise ValueError(
+            f"settings: ramp {settings.ramp!r} needs a sparsity that can grow; with pattern "
+            f"{settings.pattern!r} use ramp 'constant'"
+        )
+    if settings.expansion != "layer":
+        raise ValueError(
+            f"settings: expansion {settings.expansion!r} has no meaning with pattern "
+            f"{settings.pattern!r}, which decides within every {group}; leave it at 'layer'"
+        )
+
+
+def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"settings: {name} {value!r} is unknown; choose one of {list(choices)}")
+
+
+def _check_positive_int(name: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"settings: {name} must be a whole number of at least 1, not {value!r}")

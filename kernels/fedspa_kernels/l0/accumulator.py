@@ -1,0 +1,99 @@
+"""ℓ0 averaging as a stream."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fedspa_kernels.arguments import check_devices, check_floats, check_mask
+from fedspa_kernels.bitmask import decompress, unpack_mask
+from fedspa_kernels.l0 import reference
+from fedspa_kernels.results import Average, Compressed
+
+
+class L0Accumulator:
+    """Takes one client at a time and holds two tensors (three with importances), not C.
+
+    average() returns what `l0_average` of the same clients in the same order returns, bit for bit.
+    An importance, such as a client's number of samples, makes it Σ n·m·w / Σ n·m.
+    """
+
+    def __init__(
+        self, shape: Sequence[int], device: torch.device | str | int | None = None
+    ) -> None:
+        """Start from no clients, for weights of this shape on this device."""
+        self._total = torch.zeros(tuple(shape), dtype=torch.float32, device=device)
+        self._votes = torch.zeros(tuple(shape), dtype=torch.int32, device=device)
+        self._importance: Tensor | None = None  # Σ n·m; the votes are the same while every n is 1
+        self._clients = 0
+
+    @property
+    def total(self) -> Tensor:
+        """Σ importance·m·w so far, float32; not a copy."""
+        return self._total
+
+    @property
+    def votes(self) -> Tensor:
+        """Σ m so far, int32, whatever the importances; not a copy."""
+        return self._votes
+
+    @property
+    def clients(self) -> int:
+        """How many clients were added."""
+        return self._clients
+
+    @torch.no_grad()
+    def add(self, weight: Tensor, mask: Tensor | None = None, *, importance: float = 1.0) -> None:
+        """Add a client's weight: float32, float16 or bfloat16; mask None means weight != 0.
+
+        raises: ValueError where shape, dtype or device do not fit, or the importance is not finite
+                and positive; the sums are then as before
+        """
+        self._check(weight, mask, importance)
+        if self._importance is None and importance != 1:
+            self._importance = self._votes.float()
+        if self._importance is not None:
+            kept = weight != 0 if mask is None else mask
+            self._importance.add_(kept, alpha=importance)
+        reference.add_client_(self._total, self._votes, weight, mask, importance)
+        self._clients += 1
+
+    @torch.no_grad()
+    def add_compressed(self, compressed: Compressed, *, importance: float = 1.0) -> None:
+        """Add a client's compressed weight; a kept weight that is 0 counts as kept.
+
+        raises: ValueError as `add` and `decompress` do
+        """
+        if not self._total.dim():
+            raise ValueError(
+                "L0Accumulator: a 0-dimensional tensor has no compressed form; use add"
+            )
+        weight = decompress(compressed, self._total.shape)
+        self.add(weight, unpack_mask(compressed.bits, weight.shape[-1]), importance=importance)
+
+    @torch.no_grad()
+    def average(self, dtype: torch.dtype = torch.float32) -> Average:
+        """Return Average(weight, votes), new tensors, of the clients so far.
+
+        raises: ValueError where no client was added
+        """
+        if not self._clients:
+            raise ValueError("L0Accumulator: there are no clients; add at least one")
+        kept = self._votes if self._importance is None else self._importance
+        return Average(reference.divide(self._total, kept).to(dtype), self._votes.clone())
+
+    def _check(self, weight: Tensor, mask: Tensor | None, importance: float) -> None:
+        check_floats("L0Accumulator", weight=weight)
+        check_devices("L0Accumulator", total=self._total, weight=weight, mask=mask)
+        if weight.shape != self._total.shape:
+            raise ValueError(
+                f"L0Accumulator: weight is {tuple(weight.shape)} and the sum "
+                f"{tuple(self._total.shape)}; pass one shape"
+            )
+        if weight.dtype == torch.float64:
+            raise ValueError("L0Accumulator: weight is float64 and sums are float32; convert it")
+        if mask is not None:
+            check_mask("L0Accumulator", mask, weight.shape)
+        if not (importance > 0 and math.isfinite(importance)):
+            raise ValueError(f"L0Accumulator: importance is {importance}; pass a finite number > 0")

@@ -1,0 +1,174 @@
+"""SparseGPT: prune a weight matrix, and let the weights that stay make up for it."""
+
+import torch
+from torch import Tensor
+
+from fedspa_kernels import dispatch
+from fedspa_kernels.arguments import (
+    check_devices,
+    check_floats,
+    check_mask,
+    check_not_negative,
+    check_one_of,
+    check_sparsity,
+    parse_pattern,
+)
+from fedspa_kernels.obs import reference
+from fedspa_kernels.results import Pruned
+
+
+def obs_prune(
+    weight: Tensor,
+    hessian: Tensor,
+    *,
+    sparsity: float | None = None,
+    pattern: str | None = None,
+    mask: Tensor | None = None,
+    block_size: int = 128,
+    damping: float = 0.01,
+    backend: str | None = None,
+) -> Pruned:
+    """Prune by SparseGPT's OBS update (Frantar & Alistarh 2023, algorithm 1), from one Cholesky.
+
+    H~ = hessian + damping·mean(its non-zero diagonal)·I = L·Lᵀ with L upper triangular. Then
+    R = L⁻¹ is SparseGPT's factor, H~⁻¹ = Rᵀ·R, and w²/R_kk² its score. Column by column, what goes
+    is spread over the columns to the right: w_j -= w_k/R_kk·R_kj. Of each block of B columns
+    exactly the int(rows·B·sparsity) smallest scores go (the last block may be narrower), the lower
+    index of the row-major block first among equals; with a pattern "n:m" all but the n largest of
+    every m neighbours go, chosen when the sweep reaches them. A column whose hessian diagonal is 0
+    (no input ever reached it) has its weights set to 0 first; they count, and they go first.
+
+    weight:     (..., rows, cols) float32, float16 or bfloat16; or float64, the truth for tests
+    hessian:    (..., cols, cols) float32, the sum of x·xᵀ (or float64 beside a float64 weight);
+                only its upper triangle is read
+    sparsity:   in [0, 1)
+    pattern:    "n:m", keep n of every m along cols; m divides cols and block_size
+    mask:       (..., rows, cols) bool, True = kept: a given support, only the update runs
+    block_size: columns whose scores compete
+    damping:    >= 0
+    returns:    Pruned(weight, mask, loss): the weight's dtype; bool; and loss (..., rows) float32
+                = diag((W-Ŵ)·H~·(W-Ŵ)ᵀ), with Ŵ before it is rounded to the weight's dtype
+    raises:     ValueError where shapes, dtypes or devices disagree, a value is not finite, not
+                exactly one of sparsity, pattern and mask is given, or the hessian is empty or not
+                positive definite after damping
+    """
+    return Pruned(
+        *torch.ops.fedspa.obs_prune(
+            weight,
+            hessian,
+            sparsity=sparsity,
+            pattern=pattern,
+            mask=mask,
+            block_size=block_size,
+            damping=damping,
+            backend=backend,
+        )
+    )
+
+
+def _check_tensors(weight: Tensor, hessian: Tensor, mask: Tensor | None) -> None:
+    check_floats("obs_prune", weight=weight)
+    check_devices("obs_prune", weight=weight, hessian=hessian, mask=mask)
+    if weight.dim() < 2 or hessian.shape != (
+        *weight.shape[:-2],
+        weight.shape[-1],
+        weight.shape[-1],
+    ):
+        raise ValueError(
+            f"obs_prune: weight is {tuple(weight.shape)} and hessian {tuple(hessian.shape)}; "
+            "pass (..., rows, cols) and (..., cols, cols)"
+        )
+    if hessian.dtype != torch.float32 and (hessian.dtype, weight.dtype) != (torch.float64,) * 2:
+        raise ValueError(
+            f"obs_prune: hessian is {hessian.dtype} and weight {weight.dtype}; "
+            "pass a float32 hessian, or both in float64"
+        )
+    if mask is not None:
+        check_mask("obs_prune", mask, weight.shape)
+
+
+def _check_choice(
+    width: int,
+    sparsity: float | None,
+    pattern: str | None,
+    mask: Tensor | None,
+    block_size: int,
+    damping: float,
+) -> tuple[int, int] | None:
+    check_one_of("obs_prune", sparsity=sparsity, pattern=pattern, mask=mask)
+    check_not_negative("obs_prune", "damping", damping)
+    if block_size < 1:
+        raise ValueError(f"obs_prune: block_size is {block_size}; pass at least 1")
+    if sparsity is not None:
+        check_sparsity("obs_prune", sparsity)
+    if pattern is None:
+        return None
+    keep, of = parse_pattern("obs_prune", pattern, width)
+    if block_size % of:
+        raise ValueError(
+            f"obs_prune: block_size {block_size} cuts groups of pattern {pattern!r}; "
+            f"pass a multiple of {of}"
+        )
+    return keep, of
+
+
+def _body(
+    weight: Tensor,
+    hessian: Tensor,
+    *,
+    sparsity: float | None = None,
+    pattern: str | None = None,
+    mask: Tensor | None = None,
+    block_size: int = 128,
+    damping: float = 0.01,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    _check_tensors(weight, hessian, mask)
+    choice = _check_choice(weight.shape[-1], sparsity, pattern, mask, block_size, damping)
+    for name, tensor in (("weight", weight), ("hessian", hessian.triu())):
+        if not tensor.isfinite().all():
+            raise ValueError(
+                f"obs_prune: {name} holds NaN or infinity; look for an overflow where it was made"
+            )
+    return dispatch.run(
+        "obs_prune",
+        weight.device,
+        backend,
+        weight,
+        hessian,
+        sparsity,
+        choice,
+        mask,
+        block_size,
+        damping,
+    )
+
+
+def _fake(
+    weight: Tensor,
+    hessian: Tensor,
+    *,
+    sparsity: float | None = None,
+    pattern: str | None = None,
+    mask: Tensor | None = None,
+    block_size: int = 128,
+    damping: float = 0.01,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    _check_tensors(weight, hessian, mask)
+    _check_choice(weight.shape[-1], sparsity, pattern, mask, block_size, damping)
+    return (
+        weight.new_empty(weight.shape),
+        weight.new_empty(weight.shape, dtype=torch.bool),
+        weight.new_empty(weight.shape[:-1], dtype=torch.promote_types(weight.dtype, torch.float32)),
+    )
+
+
+dispatch.define(
+    "obs_prune(Tensor weight, Tensor hessian, *, float? sparsity=None, str? pattern=None, "
+    "Tensor? mask=None, int block_size=128, float damping=0.01, str? backend=None)"
+    " -> (Tensor, Tensor, Tensor)",
+    _body,
+    _fake,
+)
+dispatch.add("obs_prune", "reference", reference.obs_prune)

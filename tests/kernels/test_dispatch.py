@@ -1,0 +1,116 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+from fedspa_kernels import __main__, dispatch, native, pack_mask, smallest_mask, wanda_scores
+
+SCORES = torch.tensor([[3.0, 1.0, 2.0]])
+
+
+def run_python(*arguments):
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, check=True
+    ).stdout
+
+
+@pytest.fixture
+def nothing_built(monkeypatch):
+    """As if the package had been installed without a compiler."""
+    monkeypatch.setattr(dispatch, "_native_devices", tuple)
+    monkeypatch.setattr(native, "built", tuple)
+    monkeypatch.setattr(native, "why_not", lambda: "no C++ compiler was found")
+
+
+@pytest.fixture
+def two_backends(monkeypatch):
+    """An operator that says which backend ran it."""
+    backends = {
+        "reference": dispatch.Backend(lambda: "reference", None),
+        "native": dispatch.Backend(lambda: "native", ("cpu",)),
+    }
+    monkeypatch.setitem(dispatch._BACKENDS, "either", backends)
+    monkeypatch.setattr(dispatch, "_native_devices", lambda: ("cpu",))
+    return lambda backend=None: dispatch.run("either", torch.device("cpu"), backend)
+
+
+def test_the_preferred_backend_runs_without_a_choice(two_backends):
+    assert two_backends() == "native"
+    assert dispatch.available("either", "cpu") == ("native", "reference")
+    assert dispatch.available("either", "cuda") == ("reference",)
+    assert dispatch.available("either", "xpu") == ("reference",)
+
+
+def test_the_environment_is_read_at_each_call_and_an_argument_overrides_it(
+    two_backends, monkeypatch
+):
+    monkeypatch.setenv("FEDSPA_BACKEND", "reference")
+    assert two_backends() == "reference"
+    assert two_backends("native") == "native"
+    monkeypatch.setenv("FEDSPA_BACKEND", "")
+    assert two_backends() == "native"
+
+
+def test_a_backend_that_is_not_written_is_an_error_never_a_fallback(monkeypatch):
+    sentence = (
+        "smallest_mask: no triton backend for cpu tensors, none is written; available: reference"
+    )
+    with pytest.raises(RuntimeError, match=sentence):
+        smallest_mask(SCORES, 1, backend="triton")
+    monkeypatch.setenv("FEDSPA_BACKEND", "triton")
+    with pytest.raises(RuntimeError, match=sentence):
+        smallest_mask(SCORES, 1)
+
+
+def test_a_backend_that_is_not_built_says_why_and_how_to_build_it(nothing_built):
+    mask = torch.ones(3, dtype=torch.bool)
+    sentence = r"pack_mask: no native .* not built \(no C\+\+ compiler was found\).*pip install"
+    with pytest.raises(RuntimeError, match=sentence):
+        pack_mask(mask, backend="native")
+    assert pack_mask(mask).tolist() == [7]
+
+
+def test_an_unknown_backend_is_an_error(monkeypatch):
+    sentence = "backend 'cutlass' is not known; choose from native, triton, reference"
+    with pytest.raises(ValueError, match=f"^smallest_mask: {sentence}"):
+        smallest_mask(SCORES, 1, backend="cutlass")
+    monkeypatch.setenv("FEDSPA_BACKEND", "cutlass")
+    with pytest.raises(ValueError, match=f"^smallest_mask: {sentence}"):
+        smallest_mask(SCORES, 1)
+
+
+def test_tensors_on_different_devices_are_an_error():
+    sentence = "wanda_scores: weight on cpu, norms on meta; move them to one device"
+    with pytest.raises(ValueError, match=sentence):
+        torch.ops.fedspa.wanda_scores.default(torch.ones(2, 3), torch.ones(3, device="meta"))
+    with pytest.raises(ValueError, match=sentence):
+        wanda_scores(torch.ones(2, 3), torch.ones(3, device="meta"))
+
+
+def test_importing_the_kernels_imports_neither_fedspa_nor_triton_nor_numpy_of_its_own():
+    script = (
+        "import sys, torch; before = set(sys.modules); import fedspa_kernels;"
+        "new = set(sys.modules) - before; print(sorted({n.split('.')[0] for n in new}))"
+    )
+    new = run_python("-c", script)
+    assert "'fedspa_kernels'" in new
+    for other in ("'fedspa'", "'triton'", "'numpy'"):
+        assert other not in new
+
+
+def test_the_command_prints_every_operator_and_a_brief_line():
+    printed = run_python("-m", "fedspa_kernels")
+    for operator in dispatch.operators():
+        assert operator in printed
+    brief = run_python("-m", "fedspa_kernels", "--brief")
+    assert brief.startswith("backends built: reference (PyTorch)") and brief.count("\n") == 1
+    assert brief in printed
+
+
+def test_the_brief_line_says_what_is_missing_and_why(monkeypatch):
+    monkeypatch.setattr(native, "load", lambda: True)
+    monkeypatch.setattr(native, "built", lambda: ("cpu",))
+    monkeypatch.setattr(native, "why_not", lambda: "nvcc not found")
+    assert __main__.brief() == (
+        "backends built: reference (PyTorch), native CPU (C++); no CUDA: nvcc not found"
+    )
