@@ -10,6 +10,7 @@ import json
 import signal
 from collections.abc import Callable
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +54,8 @@ class _Sentences(click.Group):
             # click's own exits are RuntimeErrors.
             if ctx.params["traceback"] or isinstance(error, click.exceptions.Exit | click.Abort):
                 raise
-            failure = click.ClickException(str(error))
-            failure.exit_code = 2 if isinstance(error, ValueError) else 1
-            raise failure from error
+            click.echo(f"Error: {error}", err=True)
+            ctx.exit(2 if isinstance(error, ValueError) else 1)
         except KeyboardInterrupt:
             click.echo("interrupted; no output was written", err=True)
             ctx.exit(130)
@@ -211,7 +211,8 @@ def evaluate(model: str, text: tuple[str, ...], seqlen: int, **options: Any) -> 
     batch = options["batch_size"]
     steps = sum(-(-len(windows) // batch) for windows in heldout.values())
     with progress_bar("evaluating", steps, _progress(options)) as advance:
-        found = domain_perplexity(loaded.model, heldout, batch_size=batch, advance=advance)
+        step = partial(advance, model)
+        found = domain_perplexity(loaded.model, heldout, batch_size=batch, advance=step)
     if options["as_json"]:
         windows = {name: len(cut) for name, cut in heldout.items()}
         result = {"model": model, "seqlen": seqlen, "windows": windows, "perplexity": found}

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from statistics import mean
 
 from torch import Tensor, nn
 
 from fedspa.data import Client, pool
 from fedspa.evaluate import domain_perplexity
-from fedspa.messages import BlockMessage
+from fedspa.messages import BlockMessage, LayerMessage
 from fedspa.model import decoder_blocks, layer_weights, set_weights
 from fedspa.progress import progress_bar
 from fedspa.report import Method, Report
 from fedspa.run import federate
-from fedspa.server import BlockAggregation, pack_block, received_weights
+from fedspa.server import BlockAggregation, pack_block
 from fedspa.settings import Settings, round_target
 
 METHOD_NAMES = {"one-shot": "FedSpaLLM", "synchronous": "FedSpaLLM, synchronous"}
@@ -53,10 +54,11 @@ def compare(
     messages: list[BlockMessage] = []
     observe = messages.append if baselines else None
     report = federate(model, clients, settings, progress=progress, observe=observe)
-    trials = [_Trial("dense", dense, 0.0)]
+    federated: Weights = [layer_weights(block) for block in blocks]
+    trials = [_Trial("dense", lambda: dense, 0.0)]
     result = _Trial(
         METHOD_NAMES[settings.schedule],
-        [layer_weights(block) for block in blocks],
+        lambda: federated,
         _share(report),
         round(mean(client.bytes_up for client in report.clients)),
         round(mean(client.bytes_down for client in report.clients)),
@@ -73,21 +75,22 @@ def compare(
     methods = []
     with progress_bar("evaluating", windows * len(trials), progress) as advance:
         for trial in trials:
-            _write(blocks, trial.weights)
-            found = domain_perplexity(
-                model, heldout, advance=lambda _, name=trial.name: advance(name)
-            )
+            _write(blocks, trial.weights())
+            found = domain_perplexity(model, heldout, advance=partial(advance, trial.name))
             methods.append(Method(trial.name, found, trial.sparsity, trial.up, trial.down))
-    _write(blocks, result.weights)
+    _write(blocks, federated)
     return replace(report, methods=tuple(methods), result=result.name)
 
 
 @dataclass(frozen=True)
 class _Trial:
-    """A set of weights to evaluate, its sparsity, and the bytes that a client sent and got."""
+    """Weights to evaluate, their sparsity, and the bytes that a client sent and got.
+
+    weights: makes them when their turn comes, so that few models are in memory at a time.
+    """
 
     name: str
-    weights: Weights
+    weights: Callable[[], Weights]
     sparsity: float
     up: int = 0
     down: int = 0
@@ -100,12 +103,11 @@ def _write(blocks: nn.ModuleList, weights: Weights) -> None:
 
 def _alone(client: str, dense: Weights, messages: Sequence[BlockMessage]) -> _Trial:
     """A client's own model, with the pretrained weights in blocks that it did not draw."""
-    weights, pruned = list(dense), 0
-    for message in messages:
-        if message.sender == client:
-            weights[message.block] = {n: layer.weight() for n, layer in message.layers.items()}
-            pruned += sum(int((~layer.mask()).sum()) for layer in message.layers.values())
-    return _Trial(f"{client} alone", weights, pruned / _size(dense))
+    mine = [message for message in messages if message.sender == client]
+
+    layers = [layer for message in mine for layer in message.layers.values()]
+    share = _pruned(layers) / _size(dense)
+    return _Trial(f"{client} alone", partial(_unpack, dense, mine), share)
 
 
 def _plain_mean(
@@ -113,21 +115,21 @@ def _plain_mean(
 ) -> _Trial:
     """The same messages averaged with their zeros, then expanded."""
     settings = replace(settings, aggregation="mean")
-    weights, pruned, returned = list(dense), 0, 0
+    broadcasts: list[BlockMessage] = []
+    returned = 0
     for index, before in enumerate(dense):
         senders = [message for message in messages if message.block == index]
-        if not senders:
-            continue
-        sums = BlockAggregation(before, settings)
-        for message in senders:
-            sums.add(message)
-        agreed = sums.agree(round_target(settings, 0))
-        broadcast = pack_block(agreed, 0, index, settings)
-        weights[index] = received_weights(broadcast, agreed)
-        pruned += sum(int((~layer.mask).sum()) for layer in agreed.values())
-        returned += broadcast.nbytes * len(senders)
-    down = round(returned / clients)
-    return _Trial("plain mean + expansion", weights, pruned / _size(dense), up, down)
+        if senders:
+            sums = BlockAggregation(before, settings)
+            for message in senders:
+                sums.add(message)
+            agreed = sums.agree(round_target(settings, 0))
+            broadcasts.append(pack_block(agreed, 0, index, settings))
+            returned += broadcasts[-1].nbytes * len(senders)
+    layers = [layer for message in broadcasts for layer in message.layers.values()]
+    share = _pruned(layers) / _size(dense)
+    weights = partial(_unpack, dense, broadcasts)
+    return _Trial("plain mean + expansion", weights, share, up, round(returned / clients))
 
 
 def _centralised(
@@ -135,15 +137,24 @@ def _centralised(
 ) -> _Trial:
     """All calibration data in one place; a client's upload is then its tokens."""
     report = federate(model, [everything], settings, progress=progress)
-    weights = [layer_weights(block) for block in decoder_blocks(model)]
+    weights: Weights = [layer_weights(block) for block in decoder_blocks(model)]
     up = round(everything.tokens.numel() * BYTES_PER_TOKEN / clients)
-    return _Trial("centralised", weights, _share(report), up, report.clients[0].bytes_down)
+    return _Trial("centralised", lambda: weights, _share(report), up, report.clients[0].bytes_down)
+
+
+def _unpack(dense: Weights, messages: Sequence[BlockMessage]) -> Weights:
+    """The weights that messages hold, and the dense ones of blocks without a message."""
+    sent = {m.block: {name: layer.weight() for name, layer in m.layers.items()} for m in messages}
+    return [sent.get(index, before) for index, before in enumerate(dense)]
 
 
 def _share(report: Report) -> float:
     """The share of all prunable weights that a run pruned, blocks that nobody drew included."""
-    pruned = sum(int((~layer.mask()).sum()) for layer in report.masks.values())
-    return pruned / report.model["prunable"]
+    return _pruned(report.masks.values()) / int(report.model["prunable"])
+
+
+def _pruned(layers: Iterable[LayerMessage]) -> int:
+    return sum(int((~layer.mask()).sum()) for layer in layers)
 
 
 def _size(weights: Weights) -> int:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from fedspa.progress import Advance
-
 
 @torch.no_grad()
 def perplexity(
-    model: nn.Module, windows: Tensor, *, batch_size: int = 1, advance: Advance | None = None
+    model: nn.Module,
+    windows: Tensor,
+    *,
+    batch_size: int = 1,
+    advance: Callable[[], None] | None = None,
 ) -> float:
     """The exponential of the mean negative log-likelihood over all predicted tokens.
 
@@ -37,7 +39,7 @@ def perplexity(
         )
         total += float(losses)
         if advance is not None:
-            advance("")
+            advance()
     mean = total / (windows.shape[0] * (windows.shape[1] - 1))
     if math.isnan(mean):
         raise ValueError("perplexity: the model's loss is NaN; its weights or dtype are broken")
@@ -49,7 +51,7 @@ def domain_perplexity(
     domains: Mapping[str, Tensor],
     *,
     batch_size: int = 1,
-    advance: Advance | None = None,
+    advance: Callable[[], None] | None = None,
 ) -> dict[str, float]:
     """The perplexity on every domain's windows, (windows, length) int64 each."""
     return {

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from fedspa_kernels import Compressed, compress, decompress, pack_mask, unpack_mask
 from torch import Tensor
+
+from fedspa_kernels import Compressed, compress, decompress, pack_mask, unpack_mask
 
 
 @dataclass(frozen=True)

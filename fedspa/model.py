@@ -265,7 +265,7 @@ def _recorders(blocks: nn.ModuleList, calls: list[Any], firsts: list[Tensor]) ->
         return record
 
     for index, block in enumerate(blocks):
-        block.forward = recorder(index)  # type: ignore[method-assign]
+        block.forward = recorder(index)
     try:
         yield
     finally:

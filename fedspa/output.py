@@ -12,12 +12,12 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-from fedspa_kernels import unpack_mask
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fedspa.report import Report, write_html
+from fedspa_kernels import unpack_mask
 
 MASKS_FILE = "masks.safetensors"
 REPORT_BYTES = 4_000_000

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
+
+from fedspa.settings import Settings, Target
 from fedspa_kernels import (
     Pruned,
     accumulate_hessian_,
@@ -14,9 +17,6 @@ from fedspa_kernels import (
     wanda_prune,
     wanda_scores,
 )
-from torch import Tensor
-
-from fedspa.settings import Settings, Target
 
 
 class Pruner(Protocol):
@@ -25,7 +25,10 @@ class Pruner(Protocol):
     needs_inputs: False where weights alone decide, so that no calibration pass is run.
     """
 
-    needs_inputs: bool
+    @property
+    def needs_inputs(self) -> bool:
+        """Whether a calibration pass is needed."""
+        ...
 
     def gather(self, statistic: Tensor | None, inputs: Tensor) -> Tensor:
         """Add a layer's inputs (tokens, cols) to its statistic; None before the first batch."""

@@ -7,7 +7,7 @@ holds: a client that walked the whole model alone would send the very same messa
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -69,7 +69,7 @@ class Run:
     sent: dict[int, int] = field(default_factory=dict)
     pretrained: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     layers: list[LayerResult] = field(default_factory=list)
-    seconds: Counter[str] = field(default_factory=Counter)
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
 
 def block_counts(members: Sequence[Member], blocks: nn.ModuleList, settings: Settings) -> list[int]:
@@ -187,7 +187,7 @@ def _agree(
 
 
 def _download(run: Run, member: Member, mine: Sequence[int]) -> None:
-    """Count what a client must fetch before a round: its blocks that it holds in an older version."""
+    """Count what a client must fetch before a round: blocks that it has an older version of."""
     for index in mine:
         if index in run.agreed and member.holds.get(index) != run.agreed[index].round:
             member.bytes_down += run.sent[index]

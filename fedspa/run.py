@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fedspa_kernels.arguments import parse_pattern
 from torch import nn
 
 from fedspa import server
@@ -19,6 +18,7 @@ from fedspa.model import (
     linear_layers,
     load,
     unprunable_weights,
+    weight_of,
 )
 from fedspa.output import check_output, complete_folder, write_result
 from fedspa.progress import progress_bar
@@ -26,10 +26,11 @@ from fedspa.pruners import make_pruner
 from fedspa.report import ClientResult, Report, machine, peak_memory, versions
 from fedspa.rounds import Member, Observer, Run, block_counts, run_round
 from fedspa.settings import Settings, check_sparsity, target_share
+from fedspa_kernels.arguments import parse_pattern
 
 
 def federate(
-    model: nn.Module | str | Path,
+    model: Any,
     clients: Sequence[Client],
     settings: Settings,
     *,
@@ -75,7 +76,7 @@ def federate(
 
 
 def _prepare(
-    model: nn.Module, clients: Sequence[Client], settings: Settings, observe: Observer | None
+    model: Any, clients: Sequence[Client], settings: Settings, observe: Observer | None
 ) -> Run:
     """Check everything that a run depends on, before it starts."""
     blocks = decoder_blocks(model)
@@ -104,7 +105,7 @@ def _prepare(
 
 
 def _order_key(member: Member) -> str:
-    """An order that comes from the clients themselves: float sums then do not depend on the list's."""
+    """An order that the clients' data decides: float sums then do not depend on the list's."""
     client = member.client
     tokens = client.tokens.contiguous().cpu().numpy().tobytes()
     settings = repr((client.capacity, client.sparsity)).encode()
@@ -137,7 +138,7 @@ def _check_target(clients: Sequence[Client], settings: Settings) -> None:
 
 def _report(run: Run) -> Report:
     config = getattr(run.model, "config", None)
-    prunable = [layer.weight.numel() for b in run.blocks for layer in linear_layers(b).values()]
+    prunable = [weight_of(x).numel() for b in run.blocks for x in linear_layers(b).values()]
     masks = {
         f"{run.names[index]}.{name}": layer
         for index, message in sorted(run.agreed.items())

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from fedspa_kernels import L0Accumulator, expand_mask
 from torch import Tensor
 
 from fedspa.messages import BlockMessage, LayerMessage, pack_layer
 from fedspa.settings import Settings, Target
+from fedspa_kernels import L0Accumulator, expand_mask
 
 
 def blocks_per_client(capacities: Sequence[float], blocks: int, limit: int | None) -> list[int]:

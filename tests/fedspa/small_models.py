@@ -1,7 +1,6 @@
 """Small random models of many architectures, and clients whose tokens differ."""
 
 import torch
-from fedspa import Client
 from transformers import (
     AutoModelForCausalLM,
     GemmaConfig,
@@ -15,6 +14,8 @@ from transformers import (
     Qwen2Config,
     Qwen3Config,
 )
+
+from fedspa import Client
 
 VOCABULARY = 97
 LENGTH = 16

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from small_models import make_clients, make_model
+
 from fedspa import Client, Settings, federate
 from fedspa.client import BlockTask, calibrate, prune
 from fedspa.compare import compare

@@ -5,6 +5,8 @@ import math
 import pytest
 import torch
 from small_models import LENGTH, VOCABULARY, make_clients, make_model
+from torch import nn
+
 from fedspa import Settings, federate
 from fedspa.client import BlockTask, calibrate
 from fedspa.model import (
@@ -19,7 +21,6 @@ from fedspa.model import (
 )
 from fedspa.pruners import SparseGPT
 from fedspa.settings import Target
-from torch import nn
 
 # Linear layers in one block of each architecture, counted in the papers' own figures.
 LAYERS = {

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from fedspa.messages import BlockMessage, pack_layer
 from fedspa.server import (
     BlockAggregation,
