@@ -63,8 +63,8 @@ def why_python_only() -> str:
         return f"the native library is built on Linux only, and this is {sys.platform}"
     if importlib.util.find_spec("torch") is None:
         return (
-            "torch was not seen when fedspa was installed: install torch first, and then fedspa with "
-            "--no-build-isolation"
+            "torch was not seen when fedspa was installed: install torch first, and then fedspa "
+            "with --no-build-isolation"
         )
     torch_version = importlib.metadata.version("torch")
     if tuple(int(part) for part in torch_version.split(".")[:2]) < MINIMUM_TORCH:

@@ -19,6 +19,7 @@ __all__ = [
     "DOMAINS",
     "Client",
     "check_clients",
+    "client_names",
     "domain_text",
     "pool",
     "read_text",
@@ -102,24 +103,30 @@ def check_clients(clients: Sequence[Client], vocabulary: int) -> None:
     """
     if not clients:
         raise ValueError("there are no clients; give at least one fedspa.Client")
-    for index, client in enumerate(clients):
-        _check_tokens(_called(client, index), client.tokens, vocabulary)
+    names = client_names(clients)
+    for name, client in zip(names, clients, strict=True):
+        _check_tokens(name, client.tokens, vocabulary)
         if not 0 < client.capacity <= 1:
             raise ValueError(
-                f"{_called(client, index)} has capacity {client.capacity}; "
+                f"client {name!r} has capacity {client.capacity}; "
                 "it is the share of blocks that a client prunes, in (0, 1]"
             )
         if client.sparsity is not None and not 0 <= client.sparsity < 1:
             raise ValueError(
-                f"{_called(client, index)} has sparsity {client.sparsity}; "
+                f"client {name!r} has sparsity {client.sparsity}; "
                 "give the share to prune, in [0, 1), or None for the run's"
             )
-    counts = Counter(client.name for client in clients if client.name is not None)
-    twice = [name for name, count in counts.items() if count > 1]
-    if twice:
-        raise ValueError(
-            f'{counts[twice[0]]} clients are named "{twice[0]}"; give each its own name, or none'
-        )
+    name, count = Counter(names).most_common(1)[0]
+    if count > 1:
+        raise ValueError(f"{count} clients are named {name!r}; give each a name of its own")
+
+
+def client_names(clients: Sequence[Client]) -> list[str]:
+    """Their names; a client without one is numbered by its place, from 1."""
+    return [
+        f"client {place}" if client.name is None else client.name
+        for place, client in enumerate(clients, start=1)
+    ]
 
 
 def pool(clients: Sequence[Client], name: str = "centralised") -> Client:
@@ -139,27 +146,25 @@ def pool(clients: Sequence[Client], name: str = "centralised") -> Client:
     return Client(tokens=torch.cat([client.tokens for client in clients]), name=name)
 
 
-def _check_tokens(who: str, tokens: Tensor, vocabulary: int) -> None:
+def _check_tokens(name: str, tokens: Tensor, vocabulary: int) -> None:
     if not isinstance(tokens, Tensor) or tokens.ndim != 2 or tokens.dtype != torch.int64:
         got = (
             f"shape {tuple(tokens.shape)} and dtype {tokens.dtype}"
             if isinstance(tokens, Tensor)
             else f"type {type(tokens).__name__}"
         )
-        raise ValueError(f"{who} has tokens of {got}; give a tensor (samples, length) of int64")
+        raise ValueError(
+            f"client {name!r} has tokens of {got}; give a tensor (samples, length) of int64"
+        )
     if tokens.numel() == 0:
         raise ValueError(
-            f"{who} has {tokens.shape[0]} samples of {tokens.shape[1]} tokens; give at least one"
+            f"client {name!r} has {tokens.shape[0]} samples of {tokens.shape[1]} tokens; give at least one"
         )
     outside = (tokens < 0) | (tokens >= vocabulary)
     if outside.any():
         sample, position = outside.nonzero()[0].tolist()
         raise ValueError(
-            f"{who} has token id {tokens[sample, position]} at position {position} of sample "
+            f"client {name!r} has token id {tokens[sample, position]} at position {position} of sample "
             f"{sample}, outside the model's vocabulary of {vocabulary}; "
             "tokenize with the model's own tokenizer"
         )
-
-
-def _called(client: Client, index: int) -> str:
-    return f"client {index}" if client.name is None else f'client "{client.name}"'

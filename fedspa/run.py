@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from fedspa import server
-from fedspa.data import Client, check_clients
+from fedspa.data import Client, check_clients, client_names
 from fedspa.model import (
     block_names,
     check_model,
@@ -25,7 +25,7 @@ from fedspa.progress import progress_bar
 from fedspa.pruners import make_pruner
 from fedspa.report import ClientResult, Report, machine, peak_memory, versions
 from fedspa.rounds import Member, Observer, Run, block_counts, run_round
-from fedspa.settings import Settings, check_sparsity, target_share
+from fedspa.settings import Settings, target_share
 from fedspa_kernels.arguments import parse_pattern
 
 
@@ -48,8 +48,10 @@ def federate(
     progress: True, False, or None: where stderr is a terminal.
     observe: is given every message that a client sends, as it is sent.
     returns: the report; its `masks` hold the mask of every pruned weight by its full name.
-    raises: ValueError for settings, clients, data or a model that cannot be pruned so;
-        RuntimeError for the machine. Checked before any work is done or file is written.
+    raises: ValueError for settings, clients, data or a model that cannot be pruned so, and
+        RuntimeError for the machine; before any work is done or file is written, but for what
+        only calibration can show (activations that are not finite, a singular hessian): then
+        the blocks before it are already pruned in a model that was passed in memory.
     """
     if out is not None:
         check_output(out)
@@ -88,7 +90,8 @@ def _prepare(
     if settings.pattern is not None:
         width = parse_pattern("settings", settings.pattern, width=0)[1]
     check_model(model, blocks, width)
-    members = [Member(c, c.name or f"client {i}") for i, c in enumerate(clients, start=1)]
+    names = client_names(clients)
+    members = [Member(c, name) for c, name in zip(clients, names, strict=True)]
     counts = block_counts(members, blocks, settings)
     server.sample_blocks(counts, len(blocks), settings.seed, settings.every_block)
     model.eval()
@@ -124,12 +127,8 @@ def _check_lengths(model: nn.Module, clients: Sequence[Client]) -> None:
 
 
 def _check_target(clients: Sequence[Client], settings: Settings) -> None:
-    for index, client in enumerate(clients, start=1):
-        if client.sparsity is None:
-            continue
-        name = client.name or f"client {index}"
-        check_sparsity(f"client {name!r}", client.sparsity)
-        if settings.pattern is not None:
+    for name, client in zip(client_names(clients), clients, strict=True):
+        if client.sparsity is not None and settings.pattern is not None:
             raise ValueError(
                 f"client {name!r} has its own sparsity {client.sparsity}, which the pattern "
                 f"{settings.pattern!r} leaves no room for; remove one of the two"

@@ -39,8 +39,8 @@ def load() -> bool:
         torch.ops.load_library(str(LIBRARY))
     except OSError as error:
         raise RuntimeError(
-            f"fedspa_kernels: {LIBRARY} was built with torch {_record()['torch']} and does not load "
-            f"into torch {torch.__version__} ({error}); rebuild it with `pip install "
+            f"fedspa_kernels: {LIBRARY} was built with torch {_record()['torch']} and does not "
+            f"load into torch {torch.__version__} ({error}); rebuild it with `pip install "
             "--no-build-isolation --no-deps --force-reinstall .` in FedSpa's source tree"
         ) from error
     return True

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+
 from fedspa_kernels import dispatch
 
 

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+
 from fedspa_kernels import Compressed, compress, decompress, pack_mask, unpack_mask
 
 OPERATORS = ("pack_mask", "unpack_mask", "compress", "decompress")

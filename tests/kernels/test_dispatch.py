@@ -3,6 +3,7 @@ import sys
 
 import pytest
 import torch
+
 from fedspa_kernels import __main__, dispatch, native, pack_mask, smallest_mask, wanda_scores
 
 SCORES = torch.tensor([[3.0, 1.0, 2.0]])

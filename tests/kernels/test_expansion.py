@@ -2,9 +2,10 @@ import math
 
 import pytest
 import torch
-from fedspa_kernels import expand_mask, l0_average
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from fedspa_kernels import expand_mask, l0_average
 
 OPERATORS = ("expand_mask",)
 

@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from fedspa_kernels import accumulate_hessian_
 
 OPERATORS = ("accumulate_hessian_",)

@@ -1,8 +1,9 @@
 import re
 from pathlib import Path
 
-import fedspa_kernels
 import pytest
+
+import fedspa_kernels
 from fedspa_kernels import dispatch
 
 README = (Path(__file__).parents[2] / "kernels" / "README.md").read_text(encoding="utf-8")

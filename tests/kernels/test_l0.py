@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from fedspa_kernels import L0Accumulator, compress, l0_average
 
 OPERATORS = ("l0_average",)

@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from fedspa_kernels import obs_prune, wanda_prune
 
 OPERATORS = ("obs_prune",)

@@ -2,9 +2,10 @@ import math
 
 import pytest
 import torch
-from fedspa_kernels import smallest_mask
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from fedspa_kernels import smallest_mask
 
 OPERATORS = ("smallest_mask",)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)

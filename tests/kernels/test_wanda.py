@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from fedspa_kernels import wanda_prune, wanda_scores
 
 OPERATORS = ("wanda_scores", "wanda_prune")

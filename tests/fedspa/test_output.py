@@ -1,0 +1,184 @@
+"""The output folder: whole or absent, whatever happens; and what is in it."""
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import namedtuple
+
+import pytest
+import torch
+from small_models import make_clients, make_model
+from transformers import AutoModelForCausalLM
+
+from fedspa import Report, Settings, federate, load_masks
+from fedspa.output import check_output, complete_folder, free_name
+
+HALF = Settings(sparsity=0.5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_folder_is_a_checkpoint_with_masks_and_reports(tmp_path, dtype):
+    model = make_model("llama", dtype=dtype)
+    report = federate(model, make_clients(2), HALF, out=tmp_path / "out")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
+    assert again.dtype == dtype
+    for (name, a), b in zip(model.named_parameters(), again.parameters(), strict=True):
+        assert torch.equal(a, b), name
+    masks = load_masks(tmp_path / "out")
+    weights = dict(again.named_parameters())
+    assert set(masks) == set(report.masks) and len(masks) == 14
+    for name, mask in masks.items():
+        assert mask.shape == weights[f"{name}.weight"].shape
+        assert not bool(weights[f"{name}.weight"][~mask].any())
+        assert int(mask.sum()) == mask.numel() // 2
+    stored = Report.from_json((tmp_path / "out" / "report.json").read_text())
+    assert stored == report
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "<svg" in page and "http://" not in page.replace("http://www.w3.org", "")
+
+
+def test_conv1d_masks_are_outputs_by_inputs(tmp_path):
+    model = make_model("gpt2")
+    federate(model, make_clients(2), HALF, out=tmp_path / "out")
+    weights = dict(model.named_parameters())
+    for name, mask in load_masks(tmp_path / "out").items():
+        assert not bool(weights[f"{name}.weight"].T[~mask].any())
+
+
+def test_a_path_in_gives_a_folder_out(tmp_path):
+    make_model().save_pretrained(tmp_path / "dense")
+    federate(tmp_path / "dense", make_clients(2), HALF, out=tmp_path / "pruned")
+    model = make_model()
+    federate(model, make_clients(2), HALF)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "pruned")
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True)
+    )
+
+
+def test_an_existing_folder_is_refused_before_any_work(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious.txt").write_text("mine")
+    model = make_model()
+    before = [p.detach().clone() for p in model.parameters()]
+    with pytest.raises(ValueError, match="out exists and is not empty"):
+        federate(model, make_clients(2), HALF, out=tmp_path / "out")
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    assert (tmp_path / "out" / "precious.txt").read_text() == "mine"
+
+
+def test_an_empty_folder_is_filled(tmp_path):
+    (tmp_path / "out").mkdir()
+    federate(make_model(), make_clients(1), HALF, out=tmp_path / "out")
+    assert (tmp_path / "out" / "report.json").is_file()
+
+
+def test_too_small_a_disk_is_found_before_any_work(tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9, 12_345))
+    with pytest.raises(RuntimeError, match="needs about 4 MB, but .* has 0 MB free"):
+        federate(make_model(), make_clients(1), HALF, out=tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "x"), RuntimeError("io: No space left on device (os error 28)")]
+)
+def test_a_disk_that_fills_up_leaves_nothing(tmp_path, error):
+    with pytest.raises(RuntimeError, match="no space left.*free some space"):  # noqa: SIM117
+        with complete_folder(tmp_path / "out") as folder:
+            (folder / "half").write_text("written")
+            raise error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_while_writing_leaves_nothing(tmp_path, monkeypatch):
+    def fail(*_):
+        raise ValueError("broken")
+
+    monkeypatch.setattr("fedspa.output.write_html", fail)
+    with pytest.raises(ValueError, match="broken"):
+        federate(make_model(), make_clients(1), HALF, out=tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+KILLED = """
+import os, pathlib, sys, time
+from fedspa.cli import _terminate
+from fedspa.output import complete_folder
+import signal
+signal.signal(signal.SIGTERM, _terminate)
+with complete_folder(sys.argv[1]) as folder:
+    (folder / "model.safetensors").write_bytes(bytes(1000))
+    print("writing", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_killed_run_leaves_no_folder_under_the_final_name(tmp_path, number):
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "out")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as run:
+        assert run.stdout.readline() == b"writing\n"
+        os.kill(run.pid, number)
+        assert run.wait(timeout=30) != 0
+    left = [path.name for path in tmp_path.iterdir()]
+    # SIGKILL cannot be answered: what was half written stays, hidden and under another name.
+    assert "out" not in left
+    assert len(left) == (1 if number == signal.SIGKILL else 0)
+    assert all(name.startswith(".out.partial-") for name in left)
+
+
+def test_a_whole_run_killed_while_pruning_leaves_nothing(tmp_path):
+    make_model("llama", layers=40).save_pretrained(tmp_path / "dense")
+    code = (
+        "import sys, torch, fedspa\n"
+        "clients = [fedspa.Client(torch.randint(0, 97, (64, 64)), name=str(i)) for i in range(8)]\n"
+        "print('started', flush=True)\n"
+        "settings = fedspa.Settings(sparsity=0.5)\n"
+        "fedspa.federate(sys.argv[1], clients, settings, out=sys.argv[2])\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "dense"), str(tmp_path / "out")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as run:
+        assert run.stdout.readline() == b"started\n"
+        time.sleep(2)
+        assert run.poll() is None, "the run was over before it could be killed"
+        run.kill()
+        run.wait(timeout=30)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_path_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ValueError, match="exists and is not empty"):
+        check_output(tmp_path / "file")
+
+
+def test_free_names_count_up(tmp_path):
+    names = []
+    for _ in range(3):
+        path = free_name(tmp_path / "demo")
+        path.mkdir()
+        names.append(path.name)
+    assert names == ["demo", "demo-2", "demo-3"]
+
+
+def test_load_masks_of_something_else(tmp_path):
+    with pytest.raises(ValueError, match="holds no masks.safetensors"):
+        load_masks(tmp_path)
+
+
+def test_the_report_records_how_it_was_made(tmp_path):
+    report = federate(make_model(), make_clients(2), Settings(sparsity=0.5, seed=11))
+    record = json.loads(report.to_json())
+    assert record["settings"]["seed"] == 11
+    assert record["versions"]["torch"] == torch.__version__.split("+")[0] or torch.__version__
+    assert record["peak_memory"] > 10**7
+    assert {"embed", "calibrate", "prune", "aggregate", "propagate"} <= set(record["seconds"])
+    assert all(client["bytes_up"] > 0 for client in record["clients"])
+    assert record["model"]["blocks"] == 2
