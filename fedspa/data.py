@@ -158,13 +158,14 @@ def _check_tokens(name: str, tokens: Tensor, vocabulary: int) -> None:
         )
     if tokens.numel() == 0:
         raise ValueError(
-            f"client {name!r} has {tokens.shape[0]} samples of {tokens.shape[1]} tokens; give at least one"
+            f"client {name!r} has {tokens.shape[0]} samples of {tokens.shape[1]} tokens; "
+            "give at least one"
         )
     outside = (tokens < 0) | (tokens >= vocabulary)
     if outside.any():
         sample, position = outside.nonzero()[0].tolist()
         raise ValueError(
-            f"client {name!r} has token id {tokens[sample, position]} at position {position} of sample "
-            f"{sample}, outside the model's vocabulary of {vocabulary}; "
+            f"client {name!r} has token id {tokens[sample, position]} at position {position} of "
+            f"sample {sample}, outside the model's vocabulary of {vocabulary}; "
             "tokenize with the model's own tokenizer"
         )

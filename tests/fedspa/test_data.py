@@ -283,21 +283,21 @@ def test_sound_clients_pass_also_with_windows_of_different_length() -> None:
         ([], "there are no clients"),
         (
             [client(tokens=torch.zeros(4, dtype=torch.int64))],
-            r"client 0 has tokens of shape \(4,\)",
+            r"client 'client 1' has tokens of shape \(4,\)",
         ),
         ([client(tokens=torch.zeros(2, 4))], "dtype torch.float32"),
-        ([client(tokens=[[1]], name="x")], 'client "x" has tokens of type list'),
+        ([client(tokens=[[1]], name="x")], "client 'x' has tokens of type list"),
         ([client(tokens=torch.zeros(0, 4, dtype=torch.int64))], "0 samples of 4 tokens"),
         (
             [client(), client(tokens=torch.tensor([[1, 2], [3, 7]]))],
-            "client 1 has token id 7 at position 1 of sample 1, outside the model's vocabulary",
+            "client 'client 2' has token id 7 at position 1 of sample 1, outside the model's vocabulary",
         ),
         ([client(tokens=torch.tensor([[-1, 2]]))], "token id -1 at position 0 of sample 0"),
         ([client(capacity=0.0)], r"capacity 0.0.*\(0, 1\]"),
         ([client(capacity=float("nan"))], "capacity nan"),
         ([client(capacity=1.5)], "capacity 1.5"),
         ([client(sparsity=1.0)], r"sparsity 1.0.*\[0, 1\)"),
-        ([client(name="a"), client(name="b"), client(name="a")], '2 clients are named "a"'),
+        ([client(name="a"), client(name="b"), client(name="a")], "2 clients are named 'a'"),
     ],
 )
 def test_an_unsound_client_is_named_with_its_value(clients: list[Client], sentence: str) -> None:
