@@ -52,13 +52,15 @@ clean: ## remove .venv and everything that was built
 	rm -rf .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find fedspa kernels tests bench -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
-# A .venv that was broken off is completed by the same command, so nothing is cleared here.
-.venv/.created:
+# The scripts in a .venv name its folder, so one that was moved is made anew. One that was broken off is completed.
+MOVED := $(shell test ! -e .venv/.created || pwd -P | cmp -s - .venv/.created || echo FORCE)
+.venv/.created: $(MOVED)
 	@$(if $(PYTHON),,echo "FedSpa needs Python >= 3.11, and found none: install one, or name it with make PYTHON=/path/to/python." >&2; exit 1)
 	@$(PYTHON) -c '$(OLD)' || { echo "FedSpa needs Python >= 3.11, and $(PYTHON) is not: name another with make PYTHON=/path/to/python." >&2; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "$(PYTHON) cannot make a virtual environment with pip: install its venv package (Debian: apt install python3-venv), or name another with make PYTHON=/path/to/python." >&2; exit 1; }
+	$(if $(MOVED),rm -rf .venv)
 	$(PYTHON) -m venv .venv
-	@touch $@
+	@pwd -P > $@
 
 # torch goes first and pinned: with a looser range the packages that need it may take another build of several GB.
 # A package that was cut off while its files were copied looks installed to pip, so a stage that was begun and not
@@ -75,9 +77,9 @@ clean: ## remove .venv and everything that was built
 	again=$$(test ! -e $@.begun || echo --ignore-installed); touch $@.begun; $(INSTALL) $$again -r .venv/requirements.txt setuptools cmake ninja
 	@rm $@.begun; touch $@
 
-# A compiler or nvcc that comes or goes, and a tree that was moved, change this file and so install fedspa again.
+# A compiler or nvcc that comes or goes changes this file, and so fedspa is installed again.
 .venv/.surroundings: .venv/.created FORCE
-	@{ pwd; echo "$$CXX"; for tool in c++ g++ clang++ nvcc; do command -v $$tool; done; true; } > $@.now; \
+	@{ echo "$$CXX"; for tool in c++ g++ clang++ nvcc; do command -v $$tool; done; true; } > $@.now; \
 	cmp -s $@.now $@ && rm $@.now || mv $@.now $@
 
 .venv/.installed: .venv/.requirements .venv/.surroundings setup.py $(NATIVE) $(if $(wildcard $(RECORD)),,FORCE)

@@ -18,9 +18,9 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
-from setuptools import Distribution, setup
+from setuptools import Command, Distribution, setup
 from setuptools.command.bdist_wheel import bdist_wheel
-from setuptools.command.build_py import build_py
+from setuptools.command.build import build
 
 ROOT = Path(__file__).resolve().parent
 PACKAGE = "fedspa_kernels"
@@ -123,21 +123,42 @@ def build_native(package: Path) -> None:
     (package / RECORD).write_text(json.dumps(record) + "\n")
 
 
-class BuildPy(build_py):
-    """Adds the native library to the package: in place for an editable installation."""
+class BuildNative(Command):
+    """Adds the native library to the package: in place for an editable installation.
+
+    A command of its own. An editable installation forgives every error of a build_py that was
+    customised (setuptools 84, editable_wheel._safely_run), and so would hide what g++ says.
+    """
+
+    user_options: list = []
+
+    def initialize_options(self) -> None:
+        self.build_lib = None
+        self.editable_mode = False
+
+    def finalize_options(self) -> None:
+        self.set_undefined_options("build_py", ("build_lib", "build_lib"))
 
     def run(self) -> None:
-        super().run()
-        package = self.get_package_dir(PACKAGE) if self.editable_mode else self._built_package()
-        build_native(Path(package))
+        source = self.get_finalized_command("build_py").get_package_dir(PACKAGE)
+        build_native(Path(source if self.editable_mode else self._built_package()))
 
-    def get_outputs(self, include_bytecode: bool = True) -> list[str]:
+    def get_source_files(self) -> list[str]:
+        return []  # MANIFEST.in has them, also where nothing can be built
+
+    def get_outputs(self) -> list[str]:
         names = (RECORD,) if why_python_only() else (RECORD, LIBRARY)
-        built = [os.path.join(self._built_package(), name) for name in names]
-        return super().get_outputs(include_bytecode) + built
+        return [os.path.join(self._built_package(), name) for name in names]
+
+    def get_output_mapping(self) -> dict[str, str]:
+        return {}
 
     def _built_package(self) -> str:
         return os.path.join(self.build_lib, PACKAGE)
+
+
+class Build(build):
+    sub_commands = [*build.sub_commands, ("build_native", None)]
 
 
 class BinaryWheel(bdist_wheel):
@@ -157,4 +178,7 @@ class NativeDistribution(Distribution):
 
 # Guarded, so that the tests can read this file. Build front ends run it as __main__.
 if __name__ == "__main__":
-    setup(cmdclass={"build_py": BuildPy, "bdist_wheel": BinaryWheel}, distclass=NativeDistribution)
+    setup(
+        cmdclass={"build": Build, "build_native": BuildNative, "bdist_wheel": BinaryWheel},
+        distclass=NativeDistribution,
+    )

@@ -235,8 +235,10 @@ def _settings(options: dict[str, Any], sparsity: float, **defaults: Any) -> Sett
 
 def _load(source: str | Path, options: dict[str, Any]) -> Loaded:
     logging.set_verbosity_error()
-    if options["quiet"] or options["as_json"]:
+    if options["quiet"]:
         logging.disable_progress_bar()
+    else:
+        click.echo(f"loading {source}", err=True)
     return load(source, dtype=options["dtype"], device=options["device"])
 
 

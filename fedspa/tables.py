@@ -128,12 +128,21 @@ def _ranges(blocks: Sequence[int]) -> list[str]:
 
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], title: str | None) -> Table:
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=None if title is None else Text(title))
+    # Narrow enough for 80 columns: headings may break at spaces, and no number is cut short.
+    table = Table(
+        title=None if title is None else Text(title),
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
     for index, heading in enumerate(headings):
-        table.add_column(Text(heading), justify="left" if index == 0 else "right")
+        first = index == 0
+        text = Text(heading.replace("_", " "))
+        table.add_column(text, justify="left" if first else "right", overflow="fold")
     for row in rows:
         # Text, not str: a client's name may look like rich's markup.
         table.add_row(*map(Text, row))

@@ -1,6 +1,7 @@
 """Small random models of many architectures, and clients whose tokens differ."""
 
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
     GemmaConfig,
@@ -11,6 +12,7 @@ from transformers import (
     OPTConfig,
     Phi3Config,
     PretrainedConfig,
+    PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
 )
@@ -63,3 +65,12 @@ def make_clients(count: int, samples: int = 4, length: int = LENGTH) -> list[Cli
         tokens = torch.randint(low, low + 30, (samples, length), generator=draw)
         clients.append(Client(tokens, name=f"c{index}"))
     return clients
+
+
+def save_with_tokenizer(model, folder) -> None:
+    """A checkpoint with a tokenizer that knows word0 to word95 and nothing else."""
+    vocabulary = {f"word{i}": i for i in range(VOCABULARY - 1)} | {"[UNK]": VOCABULARY - 1}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]").save_pretrained(folder)
+    model.save_pretrained(folder)

@@ -5,9 +5,8 @@ import json
 import pytest
 import torch
 from click.testing import CliRunner
-from small_models import make_model
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from small_models import make_model, save_with_tokenizer
+from transformers import AutoModelForCausalLM
 
 from fedspa import load_masks
 from fedspa.cli import main
@@ -19,11 +18,7 @@ WORDS = [f"word{i}" for i in range(96)]
 def checkpoint(tmp_path_factory):
     """A small model with a tokenizer of 97 whole words."""
     folder = tmp_path_factory.mktemp("model")
-    make_model().save_pretrained(folder)
-    vocabulary = {word: i for i, word in enumerate([*WORDS, "[UNK]"])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]").save_pretrained(folder)
+    save_with_tokenizer(make_model(), folder)
     return folder
 
 

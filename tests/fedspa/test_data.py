@@ -290,7 +290,7 @@ def test_sound_clients_pass_also_with_windows_of_different_length() -> None:
         ([client(tokens=torch.zeros(0, 4, dtype=torch.int64))], "0 samples of 4 tokens"),
         (
             [client(), client(tokens=torch.tensor([[1, 2], [3, 7]]))],
-            "client 'client 2' has token id 7 at position 1 of sample 1, outside the model's vocabulary",
+            "client 'client 2' has token id 7 at position 1 of sample 1, outside the model's",
         ),
         ([client(tokens=torch.tensor([[-1, 2]]))], "token id -1 at position 0 of sample 0"),
         ([client(capacity=0.0)], r"capacity 0.0.*\(0, 1\]"),
