@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import mean
+from time import perf_counter
 
 from torch import Tensor, nn
 
@@ -14,7 +15,7 @@ from fedspa.evaluate import domain_perplexity
 from fedspa.messages import BlockMessage, LayerMessage
 from fedspa.model import decoder_blocks, layer_weights, set_weights
 from fedspa.progress import progress_bar
-from fedspa.report import Method, Report
+from fedspa.report import Method, Report, peak_memory
 from fedspa.run import federate
 from fedspa.server import BlockAggregation, pack_block
 from fedspa.settings import Settings, round_target
@@ -55,6 +56,7 @@ def compare(
     observe = messages.append if baselines else None
     report = federate(model, clients, settings, progress=progress, observe=observe)
     federated: Weights = [layer_weights(block) for block in blocks]
+    start = perf_counter()
     trials = [_Trial("dense", lambda: dense, 0.0)]
     result = _Trial(
         METHOD_NAMES[settings.schedule],
@@ -71,6 +73,7 @@ def compare(
         trials += [_plain_mean(dense, messages, settings, result.up, len(clients)), result]
         _write(blocks, dense)
         trials.append(_centralised(model, everything, settings, len(clients), progress))
+    pruned = perf_counter()
     windows = sum(len(cut) for cut in heldout.values())
     methods = []
     with progress_bar("evaluating", windows * len(trials), progress) as advance:
@@ -79,7 +82,14 @@ def compare(
             found = domain_perplexity(model, heldout, advance=partial(advance, trial.name))
             methods.append(Method(trial.name, found, trial.sparsity, trial.up, trial.down))
     _write(blocks, federated)
-    return replace(report, methods=tuple(methods), result=result.name)
+    seconds = {"baselines": pruned - start, "evaluate": perf_counter() - pruned}
+    return replace(
+        report,
+        methods=tuple(methods),
+        result=result.name,
+        seconds=report.seconds | seconds,
+        peak_memory=peak_memory(),
+    )
 
 
 @dataclass(frozen=True)

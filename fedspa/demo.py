@@ -44,10 +44,11 @@ def demo_clients(
     """
     clients, heldout = [], {}
     for domain in DOMAINS:
+        name = domain.replace("_", " ")
         private = tokenize(tokenizer, domain_text(domain, "calibration"))
-        clients.append(Client(sample_windows(private, samples, seqlen, seed), name=domain))
+        clients.append(Client(sample_windows(private, samples, seqlen, seed), name=name))
         other = tokenize(tokenizer, domain_text(domain, "heldout"))
-        heldout[domain] = windows(other, seqlen)[:samples]
+        heldout[name] = windows(other, seqlen)[:samples]
     return clients, heldout
 
 

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+IGNORED = -100
+
 
 @torch.no_grad()
 def perplexity(
@@ -33,11 +35,14 @@ def perplexity(
     total = 0.0
     for batch in windows.split(batch_size):
         tokens = batch.to(device)
-        logits = model(input_ids=tokens, use_cache=False).logits[:, :-1].float()
-        losses = nn.functional.cross_entropy(
-            logits.reshape(-1, logits.shape[-1]), tokens[:, 1:].reshape(-1), reduction="sum"
+        logits = model(input_ids=tokens, use_cache=False).logits.float()
+        # The last position predicts nothing. Ignoring it spares a copy of all other logits.
+        following = nn.functional.pad(tokens[:, 1:], (0, 1), value=IGNORED)
+        total += float(
+            nn.functional.cross_entropy(
+                logits.flatten(0, 1), following.flatten(), ignore_index=IGNORED, reduction="sum"
+            )
         )
-        total += float(losses)
         if advance is not None:
             advance()
     mean = total / (windows.shape[0] * (windows.shape[1] - 1))

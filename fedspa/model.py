@@ -91,6 +91,7 @@ def _load_gguf(path: Path, dtype: str, device: str) -> Loaded:
     model.load_state_dict(quantised.state_dict(), assign=True)
     model.tie_weights()
     model.generation_config = quantised.generation_config
+    model.config._name_or_path = path.stem
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
     return Loaded(model.to(device).eval(), tokenizer, path.stem)
 

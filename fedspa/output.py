@@ -60,8 +60,7 @@ def complete_folder(path: str | Path) -> Iterator[Path]:
     partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
     try:
         yield partial
-        _flush(partial)
-        partial.chmod(0o777 & ~_umask())
+        _finish(partial)
         partial.rename(path)
     except Exception as error:
         # safetensors wraps the system's error and leaves only its text.
@@ -76,12 +75,18 @@ def complete_folder(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _flush(folder: Path) -> None:
-    """Bring every file to the disk before the rename makes it count."""
+def _finish(folder: Path) -> None:
+    """Bring every file to the disk before the rename makes it count, with the usual permissions.
+
+    mkdtemp and safetensors make what they write readable by its owner alone.
+    """
+    allowed = ~_umask()
     for file in folder.rglob("*"):
         if file.is_file():
+            file.chmod(0o666 & allowed)
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
+    folder.chmod(0o777 & allowed)
 
 
 def _umask() -> int:

@@ -38,6 +38,8 @@ class Member:
     drawn: list[tuple[int, ...]] = field(default_factory=list)
     bytes_up: int = 0
     bytes_down: int = 0
+    pruned: int = 0
+    weights: int = 0
     loss: float = 0.0
     # The round whose version of a block the client holds; it starts with the pretrained model.
     holds: dict[int, int] = field(default_factory=dict)
@@ -142,6 +144,8 @@ def _prune_locally(run: Run, member: Member, round_index: int, index: int) -> lo
         result = local.prune(member.name, member.samples, block, statistics, task, run.pruner)
     member.bytes_up += result.message.nbytes
     member.loss += result.loss
+    member.pruned += sum(int((~layer.mask()).sum()) for layer in result.message.layers.values())
+    member.weights += sum(weight.numel() for weight in result.weights.values())
     if run.observe is not None:
         run.observe(result.message)
     return result

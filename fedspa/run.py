@@ -25,7 +25,7 @@ from fedspa.progress import progress_bar
 from fedspa.pruners import make_pruner
 from fedspa.report import ClientResult, Report, machine, peak_memory, versions
 from fedspa.rounds import Member, Observer, Run, block_counts, run_round
-from fedspa.settings import Settings, target_share
+from fedspa.settings import Settings
 from fedspa_kernels.arguments import parse_pattern
 
 
@@ -146,14 +146,14 @@ def _report(run: Run) -> Report:
     return Report(
         settings=run.settings.to_dict(),
         model={
-            "name": str(getattr(config, "_name_or_path", "")) or type(run.model).__name__,
+            "name": Path(getattr(config, "_name_or_path", "")).name or type(run.model).__name__,
             "type": str(getattr(config, "model_type", "")),
             "blocks": len(run.blocks),
             "parameters": sum(p.numel() for p in run.model.parameters()),
             "prunable": sum(prunable),
         },
         unprunable=unprunable_weights(run.model, run.blocks),
-        clients=tuple(_client_result(run, member) for member in run.members),
+        clients=tuple(_client_result(member) for member in run.members),
         layers=tuple(run.layers),
         seconds=dict(run.seconds),
         peak_memory=peak_memory(),
@@ -163,16 +163,13 @@ def _report(run: Run) -> Report:
     )
 
 
-def _client_result(run: Run, member: Member) -> ClientResult:
-    sparsity = member.client.sparsity
-    if sparsity is None:
-        sparsity = target_share(run.settings)
+def _client_result(member: Member) -> ClientResult:
     return ClientResult(
         name=member.name,
         samples=member.samples,
         seqlen=member.client.tokens.shape[1],
         capacity=member.client.capacity,
-        sparsity=sparsity,
+        sparsity=member.pruned / member.weights,
         blocks=tuple(member.drawn),
         bytes_up=member.bytes_up,
         bytes_down=member.bytes_down,

@@ -114,15 +114,6 @@ def round_target(settings: Settings, round_index: int, sparsity: float | None = 
     return Target(sparsity=final * share)
 
 
-def target_share(settings: Settings) -> float:
-    """The share of weights that goes in the end: the sparsity, or what the pattern prunes."""
-    if settings.pattern is None:
-        assert settings.sparsity is not None
-        return settings.sparsity
-    kept, group = parse_pattern("settings", settings.pattern, width=0)
-    return 1 - kept / group
-
-
 def _check_target(sparsity: float | None, pattern: str | None) -> None:
     if (sparsity is None) == (pattern is None):
         raise ValueError(

@@ -128,20 +128,20 @@ def _ranges(blocks: Sequence[int]) -> list[str]:
 
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], title: str | None) -> Table:
-    from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
     # Narrow enough for 80 columns: headings may break at spaces, and no number is cut short.
     table = Table(
         title=None if title is None else Text(title),
-        box=SIMPLE_HEAD,
+        box=None,
+        header_style="bold underline",
         padding=(0, 1, 0, 0),
         pad_edge=False,
     )
     for index, heading in enumerate(headings):
         first = index == 0
-        text = Text(heading.replace("_", " "))
+        text = Text(heading)
         table.add_column(text, justify="left" if first else "right", overflow="fold")
     for row in rows:
         # Text, not str: a client's name may look like rich's markup.
