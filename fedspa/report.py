@@ -35,7 +35,7 @@ class Method:
     """One way to a pruned model, measured: a line of the comparison.
 
     perplexity: by domain
-    sparsity:   exact share of the prunable weights that is zero
+    sparsity:   exact share of the prunable weights that the mask prunes
     bytes_up, bytes_down: mean of a client over the whole run
     """
 
