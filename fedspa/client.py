@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from fedspa.messages import BlockMessage, pack_layer
-from fedspa.model import Stream, linear_layers, run_block, weight_of
+from fedspa.model import linear_layers, weight_of
 from fedspa.pruners import Pruner
 from fedspa.settings import Target
+from fedspa.walk import Stream, run_block
 
 
 @dataclass(frozen=True)

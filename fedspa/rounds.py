@@ -19,11 +19,12 @@ from fedspa import client as local
 from fedspa import server
 from fedspa.data import Client
 from fedspa.messages import BlockMessage
-from fedspa.model import Stream, embed, layer_weights, set_weights
+from fedspa.model import layer_weights, set_weights
 from fedspa.progress import Advance
 from fedspa.pruners import Pruner
 from fedspa.report import LayerResult
 from fedspa.settings import Settings, round_target
+from fedspa.walk import Stream, embed
 
 Observer = Callable[[BlockMessage], None]
 

@@ -10,9 +10,10 @@ from small_models import make_clients, make_model
 from fedspa import Client, Settings, federate
 from fedspa.client import BlockTask, calibrate, prune
 from fedspa.compare import compare
-from fedspa.model import decoder_blocks, embed, layer_weights, linear_layers, run_block, weight_of
+from fedspa.model import decoder_blocks, layer_weights, linear_layers, weight_of
 from fedspa.pruners import make_pruner
 from fedspa.settings import Target, round_target
+from fedspa.walk import embed, run_block
 
 HALF = Settings(sparsity=0.5)
 

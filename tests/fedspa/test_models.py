@@ -6,21 +6,20 @@ import pytest
 import torch
 from small_models import LENGTH, VOCABULARY, make_clients, make_model
 from torch import nn
+from transformers import AutoModelForCausalLM, MixtralConfig
 
 from fedspa import Settings, federate
 from fedspa.client import BlockTask, calibrate
 from fedspa.model import (
-    Stream,
     block_names,
     decoder_blocks,
-    embed,
     linear_layers,
-    run_block,
     unprunable_weights,
     weight_of,
 )
 from fedspa.pruners import SparseGPT
 from fedspa.settings import Target
+from fedspa.walk import Stream, embed, run_block
 
 # Linear layers in one block of each architecture, counted in the papers' own figures.
 LAYERS = {
@@ -164,6 +163,24 @@ def test_weights_outside_linear_layers_are_named_in_the_report():
     assert unprunable_weights(model, decoder_blocks(model)) == expected
     report = federate(model, make_clients(1), Settings(sparsity=0.5))
     assert report.unprunable == expected
+
+
+def test_a_mixture_of_experts_prunes_its_attention_and_names_the_rest():
+    config = MixtralConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=4,
+        max_position_embeddings=64,
+    )
+    model = AutoModelForCausalLM.from_config(config)
+    report = federate(model, make_clients(2), Settings(sparsity=0.5))
+    assert {layer.layer.split(".")[0] for layer in report.layers} == {"self_attn"}
+    assert "model.layers.0.mlp.experts.gate_up_proj" in report.unprunable
+    assert "model.layers.0.mlp.experts.down_proj" in report.unprunable
 
 
 def test_layers_with_one_input_share_one_statistic():
