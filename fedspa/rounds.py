@@ -29,7 +29,7 @@ from fedspa.walk import Stream, embed
 Observer = Callable[[BlockMessage], None]
 
 
-@dataclass
+@dataclass(eq=False)
 class Member:
     """A client in a run, with its hidden states and its account with the server."""
 
@@ -115,9 +115,8 @@ def _run_block(run: Run, round_index: int, index: int, advance: Advance) -> None
         with _clock(run, "aggregate"):
             sums.add(result.message)
         if settings.schedule == "one-shot":
-            set_weights(block, result.weights)
-            _propagate(run, member, index)
-            set_weights(block, before)
+            with _lent(block, result.weights, before):
+                _propagate(run, member, index)
     if not taking_part:
         return
     with _clock(run, "aggregate"):
@@ -203,10 +202,20 @@ def _pass_by(run: Run, member: Member, index: int, current: dict[str, Tensor]) -
     """Move a client past a block that it did not draw, which it takes dense from its own cache."""
     if index > max(member.drawn[-1]):
         return
-    dense = run.pretrained.get(index, current)
-    set_weights(run.blocks[index], dense)
-    _propagate(run, member, index)
-    set_weights(run.blocks[index], current)
+    with _lent(run.blocks[index], run.pretrained.get(index, current), current):
+        _propagate(run, member, index)
+
+
+@contextmanager
+def _lent(
+    block: nn.Module, weights: dict[str, Tensor], current: dict[str, Tensor]
+) -> Iterator[None]:
+    """Let a block hold a client's weights for a while, whatever happens in it."""
+    set_weights(block, weights)
+    try:
+        yield
+    finally:
+        set_weights(block, current)
 
 
 def _propagate(run: Run, member: Member, index: int) -> None:
