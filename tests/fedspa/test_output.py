@@ -113,6 +113,7 @@ from fedspa.cli import _terminate
 from fedspa.output import complete_folder
 import signal
 signal.signal(signal.SIGTERM, _terminate)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background
 with complete_folder(sys.argv[1]) as folder:
     (folder / "model.safetensors").write_bytes(bytes(1000))
     print("writing", flush=True)
