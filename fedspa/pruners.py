@@ -17,6 +17,7 @@ from fedspa_kernels import (
     wanda_prune,
     wanda_scores,
 )
+from fedspa_kernels.counts import at_most
 
 
 class Pruner(Protocol):
@@ -130,7 +131,7 @@ def _narrow(weight: Tensor, scores: Tensor, target: Target, support: Tensor) -> 
     """
     mask = support
     if target.sparsity is not None:
-        count = max(int(weight.numel() * target.sparsity), int((~support).sum()))
+        count = max(at_most(weight.numel(), target.sparsity), int((~support).sum()))
         first = torch.where(support, scores, torch.full_like(scores, -1.0))
         mask = ~smallest_mask(first.reshape(1, -1), count).reshape(weight.shape)
     return Pruned(torch.where(mask, weight, torch.zeros_like(weight)), mask, None)

@@ -1,4 +1,5 @@
 import math
+from fractions import Fraction
 
 import pytest
 import torch
@@ -72,7 +73,7 @@ def test_matches_a_sort_of_each_group(place, group, sparsity, clients, scored):
     expected = brute_force(
         votes,
         torch.zeros(votes.shape) if scores is None else scores,
-        lambda n: math.ceil(n * sparsity),
+        lambda n: math.ceil(n * Fraction(str(sparsity))),
         group,
     )
     assert torch.equal(
@@ -89,7 +90,7 @@ def test_random_small_groups_match_a_sort(place, data):
     scores = torch.tensor(data.draw(entries)).view(rows, cols).float()
     sparsity = data.draw(st.floats(0, 1, exclude_max=True))
     group = data.draw(st.sampled_from(("layer", "row", "column")))
-    expected = brute_force(votes, scores, lambda n: math.ceil(n * sparsity), group)
+    expected = brute_force(votes, scores, lambda n: math.ceil(n * Fraction(str(sparsity))), group)
     assert torch.equal(call(place, votes, 3, scores, sparsity=sparsity, group=group), expected)
 
 

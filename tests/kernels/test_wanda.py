@@ -1,3 +1,5 @@
+from fractions import Fraction
+
 import pytest
 import torch
 
@@ -17,7 +19,9 @@ def brute_force(weight, norms, sparsity, group):
     kept = torch.ones(rows * cols, dtype=torch.bool)
     flat = scores.flatten().tolist()
     for members in groups.tolist():
-        for index in sorted(members, key=lambda i: flat[i])[: int(len(members) * sparsity)]:
+        for index in sorted(members, key=lambda i: flat[i])[
+            : int(len(members) * Fraction(str(sparsity)))
+        ]:
             kept[index] = False
     return kept.reshape(rows, cols)
 

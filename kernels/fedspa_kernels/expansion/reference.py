@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from fedspa_kernels.counts import at_least
 from fedspa_kernels.selection.reference import first_true, smallest_mask
 
 
@@ -25,7 +26,7 @@ def expand_mask(
         count = of - keep
     else:
         assert sparsity is not None, "the door lets no call without a sparsity or a pattern through"
-        count = math.ceil(rows.shape[1] * sparsity)
+        count = at_least(rows.shape[1], sparsity)
     kept = ~_fewest_voted(rows, row_scores, count)
     if pattern is None and group == "column":
         return kept.view(votes.mT.shape).mT.contiguous()

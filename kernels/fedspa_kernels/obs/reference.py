@@ -13,6 +13,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
+from fedspa_kernels.counts import at_most
 from fedspa_kernels.obs.factor import damped_factor, inverse_blocks
 from fedspa_kernels.selection.reference import smallest_mask
 
@@ -73,7 +74,7 @@ def _sweep(
             pruned = ~mask[:, block].T
         elif sparsity is not None:
             scores = (weights * scale).abs_().T.reshape(1, -1)
-            count = int(rows * width * sparsity)
+            count = at_most(rows * width, sparsity)
             pruned = smallest_mask(scores, count).view(rows, width).T
         else:
             pruned = torch.zeros_like(weights, dtype=torch.bool)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from fedspa_kernels.counts import at_most
 from fedspa_kernels.selection.reference import smallest_mask
 
 
@@ -35,4 +36,4 @@ def wanda_prune(
 
 def _smallest_share(scores: Tensor, sparsity: float | None) -> Tensor:
     assert sparsity is not None, "the door lets no call without a sparsity or a pattern through"
-    return smallest_mask(scores, int(scores.shape[1] * sparsity))
+    return smallest_mask(scores, at_most(scores.shape[1], sparsity))
