@@ -21,7 +21,7 @@ from transformers.utils import logging
 from fedspa import config
 from fedspa.compare import compare
 from fedspa.demo import demo_model, run_demo
-from fedspa.evaluate import domain_perplexity
+from fedspa.evaluate import check_windows, domain_perplexity
 from fedspa.model import Loaded, load
 from fedspa.output import check_output, complete_folder, free_name, write_result
 from fedspa.progress import progress_bar
@@ -40,6 +40,8 @@ from fedspa.settings import (
 
 DEFAULT_SPARSITY = 0.5
 DEMO_SPARSITY = 0.6
+SEED = click.IntRange(0, 2**63 - 1)
+COUNT = click.IntRange(1)
 
 
 class _Sentences(click.Group):
@@ -76,9 +78,9 @@ def _options(*decorators: Callable[..., Any]) -> Callable[..., Any]:
 
 
 _common = _options(
-    click.option("--seed", default=0, show_default=True, help="Seed of every random choice."),
-    click.option("--device", default="cpu", show_default=True, help='Such as "cuda".'),
-    click.option("--dtype", default="auto", show_default=True, help="Weights in memory."),
+    click.option("--seed", type=SEED, default=0, help="Of every random choice."),
+    click.option("--device", default="cpu", help='Such as "cuda".'),
+    click.option("--dtype", default="auto", help="Weights in memory."),
     click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
     click.option("--quiet", is_flag=True, help="No progress and no tables."),
     click.option(
@@ -92,29 +94,35 @@ _common = _options(
 )
 
 _method = _options(
-    click.option("--pruner", type=click.Choice(PRUNERS), default="sparsegpt", show_default=True),
+    click.option("--pruner", type=click.Choice(PRUNERS), default="sparsegpt"),
     click.option("--sparsity", type=float, help=f"Share to prune.  [default: {DEFAULT_SPARSITY}]"),
     click.option("--pattern", help='Keep n of every m instead, such as "2:4".'),
-    click.option("--aggregation", type=click.Choice(AGGREGATIONS), default="l0", show_default=True),
-    click.option("--schedule", type=click.Choice(SCHEDULES), default="one-shot", show_default=True),
-    click.option("--rounds", default=1, show_default=True, help="Rounds of pruning and averaging."),
-    click.option("--ramp", type=click.Choice(RAMPS), default="constant", show_default=True),
-    click.option("--layers-per-client", type=int, help="Blocks of a client of capacity 1."),
-    click.option("--every-block", is_flag=True, help="Deal blocks so that none is left out."),
-    click.option("--expansion", type=click.Choice(EXPANSIONS), default="layer", show_default=True),
+    click.option("--aggregation", type=click.Choice(AGGREGATIONS), default="l0"),
+    click.option("--schedule", type=click.Choice(SCHEDULES), default="one-shot"),
     click.option(
-        "--weighting", type=click.Choice(WEIGHTINGS), default="uniform", show_default=True
+        "--rounds",
+        type=COUNT,
+        default=1,
+        help="Rounds of pruning and averaging.",
     ),
+    click.option("--ramp", type=click.Choice(RAMPS), default="constant"),
+    click.option("--layers-per-client", type=COUNT, help="Blocks of a client of capacity 1."),
+    click.option("--every-block", is_flag=True, help="Deal blocks so that none is left out."),
+    click.option("--expansion", type=click.Choice(EXPANSIONS), default="layer"),
+    click.option("--weighting", type=click.Choice(WEIGHTINGS), default="uniform"),
     click.option("--message-dtype", type=click.Choice(MESSAGE_DTYPES), help="Weights in messages."),
     click.option(
-        "--block-size", default=128, show_default=True, help="SparseGPT's columns a block."
+        "--block-size",
+        type=COUNT,
+        default=128,
+        help="SparseGPT's columns.",
     ),
-    click.option("--damping", default=0.01, show_default=True, help="SparseGPT's damping."),
-    click.option("--batch-size", default=1, show_default=True, help="Windows in a forward pass."),
+    click.option("--damping", default=0.01, help="SparseGPT's damping."),
+    click.option("--batch-size", type=COUNT, default=1, help="Windows in a forward pass."),
 )
 
 
-@click.group(cls=_Sentences)
+@click.group(cls=_Sentences, context_settings={"show_default": True})
 @click.version_option(package_name="fedspa")
 @click.option("--traceback", is_flag=True, help="Show where an error comes from.")
 def main(traceback: bool) -> None:
@@ -124,8 +132,13 @@ def main(traceback: bool) -> None:
 @main.command()
 @click.argument("model", required=False)
 @click.option("--out", type=click.Path(path_type=Path), help="[default: runs/demo, runs/demo-2, …]")
-@click.option("--samples", default=5, show_default=True, help="Windows to calibrate, and to judge.")
-@click.option("--seqlen", default=512, show_default=True, help="Tokens of a window.")
+@click.option(
+    "--samples",
+    type=COUNT,
+    default=5,
+    help="Windows to calibrate, and to judge.",
+)
+@click.option("--seqlen", type=COUNT, default=512, help="Tokens of a window.")
 @_method
 @_common
 def demo(model: str | None, out: Path | None, samples: int, seqlen: int, **options: Any) -> None:
@@ -149,9 +162,9 @@ def demo(model: str | None, out: Path | None, samples: int, seqlen: int, **optio
     help="A client and its text: a file, a folder, or a dataset's name. Once for each client.",
 )
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="A new folder.")
-@click.option("--samples", default=128, show_default=True, help="Calibration windows a client.")
-@click.option("--seqlen", default=2048, show_default=True, help="Tokens of a window.")
-@click.option("--field", default="text", show_default=True, help="Where records hold their text.")
+@click.option("--samples", type=COUNT, default=128, help="Calibration windows a client.")
+@click.option("--seqlen", type=COUNT, default=2048, help="Tokens of a window.")
+@click.option("--field", default="text", help="Where records hold their text.")
 @click.option(
     "--eval",
     "evaluate",
@@ -159,7 +172,7 @@ def demo(model: str | None, out: Path | None, samples: int, seqlen: int, **optio
     metavar="NAME=SOURCE",
     help="Text to measure perplexity on, before and after.",
 )
-@click.option("--eval-windows", type=int, help="At most that many windows of each text.")
+@click.option("--eval-windows", type=COUNT, help="At most that many windows of each text.")
 @click.option("--compare", "baselines", is_flag=True, help="Measure the baselines as well.")
 @_method
 @_common
@@ -198,16 +211,17 @@ def prune(model: str, client: tuple[str, ...], out: Path, **options: Any) -> Non
     metavar="NAME=SOURCE",
     help="Text to measure on: a file, a folder, or a dataset's name.",
 )
-@click.option("--seqlen", default=2048, show_default=True, help="Tokens of a window.")
-@click.option("--max-windows", type=int, help="At most that many windows of each text.")
-@click.option("--batch-size", default=1, show_default=True, help="Windows in a forward pass.")
-@click.option("--field", default="text", show_default=True, help="Where records hold their text.")
+@click.option("--seqlen", type=COUNT, default=2048, help="Tokens of a window.")
+@click.option("--max-windows", type=COUNT, help="At most that many windows of each text.")
+@click.option("--batch-size", type=COUNT, default=1, help="Windows in a forward pass.")
+@click.option("--field", default="text", help="Where records hold their text.")
 @_common
 def evaluate(model: str, text: tuple[str, ...], seqlen: int, **options: Any) -> None:
     """Measure MODEL's perplexity: text concatenated, windows of --seqlen that do not overlap."""
     texts = config.read_named(text, options["field"])
     loaded = _load(model, options)
     heldout = config.cut(loaded, texts, seqlen, options["max_windows"])
+    check_windows(loaded.model, heldout)
     batch = options["batch_size"]
     steps = sum(-(-len(windows) // batch) for windows in heldout.values())
     with progress_bar("evaluating", steps, _progress(options)) as advance:

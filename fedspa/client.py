@@ -95,12 +95,14 @@ def prune(
         support = None if task.support is None else task.support[name]
         try:
             pruned = pruner.prune(weight_of(layer), statistics.get(name), task.target, support)
+            layers[name] = pack_layer(
+                pruned.weight, pruned.mask, task.message_dtype, task.mask_only
+            )
         except ValueError as error:
             raise ValueError(
                 f"client {client!r}, layer {task.name}.{name}, {samples} calibration windows: "
                 f"{error}"
             ) from error
-        layers[name] = pack_layer(pruned.weight, pruned.mask, task.message_dtype, task.mask_only)
         weights[name] = pruned.weight
         loss += 0.0 if pruned.loss is None else float(pruned.loss.sum())
     message = BlockMessage(client, task.round, task.block, samples, layers)

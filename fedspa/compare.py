@@ -11,7 +11,7 @@ from time import perf_counter
 from torch import Tensor, nn
 
 from fedspa.data import Client, pool
-from fedspa.evaluate import domain_perplexity
+from fedspa.evaluate import check_windows, domain_perplexity
 from fedspa.messages import BlockMessage, LayerMessage
 from fedspa.model import decoder_blocks, layer_weights, set_weights
 from fedspa.progress import progress_bar
@@ -20,7 +20,7 @@ from fedspa.run import federate
 from fedspa.server import BlockAggregation, pack_block
 from fedspa.settings import Settings, round_target
 
-METHOD_NAMES = {"one-shot": "FedSpaLLM", "synchronous": "FedSpaLLM, synchronous"}
+METHODS = {"l0": "FedSpaLLM", "mean": "plain mean + expansion", "mask": "FedPrLLM"}
 # What a client would upload if its tokens could leave it: 32 bits hold every vocabulary.
 BYTES_PER_TOKEN = 4
 Weights = list[dict[str, Tensor]]
@@ -38,28 +38,25 @@ def compare(
     """Run a federation and measure its perplexity; the model ends as the federation pruned it.
 
     heldout: for every domain its evaluation windows, (windows, length) int64.
-    baselines: beside the dense model and the federation's also every client's own model, plain
-        mean + expansion of the same messages, and all calibration data in one place.
+    baselines: beside the dense model and the federation's also every client's own model, the
+        plain mean + expansion of these, and all calibration data in one place. The first two
+        are of one one-shot round, which is run besides where the federation is something else.
     returns: the federation's report, with one `Method` for each of these.
-    raises: ValueError as `federate` does, and where the messages do not hold each client's own
-        model, which several rounds and the aggregation "mask" do not send.
+    raises: ValueError as `federate` does, and for evaluation windows that the model cannot read.
     """
-    if baselines and (settings.aggregation == "mask" or settings.rounds > 1):
-        raise ValueError(
-            f"compare: with aggregation {settings.aggregation!r} and {settings.rounds} rounds no "
-            f"message holds a client's own model; compare one round of 'l0' or 'mean'"
-        )
+    check_windows(model, heldout)
     everything = pool(clients, name="centralised") if baselines else None
     blocks = decoder_blocks(model)
     dense: Weights = [layer_weights(block) for block in blocks]
     messages: list[BlockMessage] = []
-    observe = messages.append if baselines else None
+    alone = replace(settings, schedule="one-shot", rounds=1, ramp="constant", aggregation="l0")
+    observe = messages.append if baselines and settings == alone else None
     report = federate(model, clients, settings, progress=progress, observe=observe)
     federated: Weights = [layer_weights(block) for block in blocks]
     start = perf_counter()
     trials = [_Trial("dense", lambda: dense, 0.0)]
     result = _Trial(
-        METHOD_NAMES[settings.schedule],
+        _method_name(settings),
         lambda: federated,
         _share(report),
         round(mean(client.bytes_up for client in report.clients)),
@@ -68,11 +65,16 @@ def compare(
     if everything is None:
         trials.append(result)
     else:
-        for client in report.clients:
-            trials.append(_alone(client.name, dense, messages))
-        trials += [_plain_mean(dense, messages, settings, result.up, len(clients)), result]
         _write(blocks, dense)
-        trials.append(_centralised(model, everything, settings, len(clients), progress))
+        if observe is None:
+            federate(model, clients, alone, progress=progress, observe=messages.append)
+            _write(blocks, dense)
+        centralised = _centralised(model, everything, alone, len(clients), progress)
+        trials += [_alone(client.name, dense, messages) for client in report.clients]
+        plain_mean = _plain_mean(dense, messages, alone, len(clients))
+        if result.name != plain_mean.name:
+            trials.append(plain_mean)
+        trials += [result, centralised]
     pruned = perf_counter()
     windows = sum(len(cut) for cut in heldout.values())
     methods = []
@@ -106,6 +108,13 @@ class _Trial:
     down: int = 0
 
 
+def _method_name(settings: Settings) -> str:
+    name = METHODS[settings.aggregation]
+    if settings.schedule != "one-shot":
+        name += f", {settings.schedule}"
+    return name if settings.rounds == 1 else f"{name}, {settings.rounds} rounds"
+
+
 def _write(blocks: nn.ModuleList, weights: Weights) -> None:
     for block, layers in zip(blocks, weights, strict=True):
         set_weights(block, layers)
@@ -121,7 +130,7 @@ def _alone(client: str, dense: Weights, messages: Sequence[BlockMessage]) -> _Tr
 
 
 def _plain_mean(
-    dense: Weights, messages: Sequence[BlockMessage], settings: Settings, up: int, clients: int
+    dense: Weights, messages: Sequence[BlockMessage], settings: Settings, clients: int
 ) -> _Trial:
     """The same messages averaged with their zeros, then expanded."""
     settings = replace(settings, aggregation="mean")
@@ -139,13 +148,15 @@ def _plain_mean(
     layers = [layer for message in broadcasts for layer in message.layers.values()]
     share = _pruned(layers) / _size(dense)
     weights = partial(_unpack, dense, broadcasts)
-    return _Trial("plain mean + expansion", weights, share, up, round(returned / clients))
+    up = round(sum(message.nbytes for message in messages) / clients)
+    return _Trial(METHODS["mean"], weights, share, up, round(returned / clients))
 
 
 def _centralised(
     model: nn.Module, everything: Client, settings: Settings, clients: int, progress: bool | None
 ) -> _Trial:
     """All calibration data in one place; a client's upload is then its tokens."""
+    settings = replace(settings, layers_per_client=None)
     report = federate(model, [everything], settings, progress=progress)
     weights: Weights = [layer_weights(block) for block in decoder_blocks(model)]
     up = round(everything.tokens.numel() * BYTES_PER_TOKEN / clients)

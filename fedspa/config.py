@@ -16,6 +16,15 @@ from fedspa.data import Client, read_text, sample_windows, tokenize, windows
 from fedspa.model import Loaded
 
 TABLES = "fedspa.client_tables"
+# What the values of a [[client]] table must be.
+KINDS: dict[str, Any] = {
+    "name": str,
+    "text": str,
+    "capacity": int | float,
+    "sparsity": int | float,
+    "samples": int,
+    "seqlen": int,
+}
 
 
 @dataclass(frozen=True)
@@ -44,6 +53,12 @@ class ClientSpec:
             drawn = sample_windows(tokens, self.samples, self.seqlen, seed)
         except ValueError as error:
             raise ValueError(f"client {self.name!r}: {error}") from error
+        if len(drawn) < self.samples:
+            click.echo(
+                f"client {self.name!r} has {len(drawn)} windows of {self.seqlen} tokens, fewer "
+                f"than the {self.samples} samples asked for; all of them are used",
+                err=True,
+            )
         return Client(drawn, self.capacity, self.name, self.sparsity)
 
 
@@ -58,6 +73,8 @@ def read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> No
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ValueError(f"config: there is no file {path}") from error
+    except OSError as error:
+        raise ValueError(f"config: {path} cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"config: {path} is not TOML: {error}") from error
     names = {
@@ -66,21 +83,41 @@ def read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> No
         for option in (*parameter.opts, parameter.name or "")
     }
     del names["config"]
-    defaults = {}
+    defaults: dict[str, Any] = {}
     for key, value in table.items():
         known = _known(f"config: {path}", key.replace("-", "_"), names)
-        if known == "client" and any(isinstance(item, dict) for item in value):
-            ctx.meta[TABLES] = _client_tables(path, value)
+        if known == "client":
+            _read_clients(ctx, path, value, defaults)
         else:
             defaults[names[known]] = value
     ctx.default_map = {**(ctx.default_map or {}), **defaults}
+
+
+def _read_clients(ctx: click.Context, path: Path, value: Any, defaults: dict[str, Any]) -> None:
+    """Take "client" as flags would give it, or as [[client]] tables."""
+    items = value if isinstance(value, list) else []
+    if items and all(isinstance(item, dict) for item in items):
+        ctx.meta[TABLES] = _client_tables(path, items)
+    elif items and all(isinstance(item, str) for item in items):
+        defaults["client"] = items
+    else:
+        raise ValueError(
+            f"config: {path}: client must be tables headed [[client]], with two brackets, or a "
+            f'list such as ["a=a.txt", "b=b.txt"]'
+        )
 
 
 def client_specs(
     flags: Sequence[str], ctx: click.Context, options: Mapping[str, Any]
 ) -> list[ClientSpec]:
     """The clients of the flags, else of the [[client]] tables, complete with the run's values."""
-    specs = [ClientSpec(*_split("--client", flag)) for flag in flags] or ctx.meta.get(TABLES, [])
+    tables: list[ClientSpec] = ctx.meta.get(TABLES, [])
+    if flags and tables:
+        raise ValueError(
+            f"prune: there are clients in --client ({len(flags)}) and in the [[client]] tables "
+            f"({len(tables)}); name all of them in one place"
+        )
+    specs = tables or [ClientSpec(*_split("--client", flag)) for flag in flags]
     if not specs:
         raise ValueError(
             "prune: there are no clients; give --client NAME=FILE once for each, or [[client]] "
@@ -92,6 +129,10 @@ def client_specs(
 def read_named(flags: Sequence[str], field: str) -> dict[str, str]:
     """The evaluation texts of flags NAME=SOURCE, or of a source alone, which names itself."""
     named = [_split("--text", flag, default=Path(flag).stem) for flag in flags]
+    names = [name for name, _ in named]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"two texts are named {twice[0]!r}; name them apart, as in NAME=SOURCE")
     return {name: read_text(source, field=field, part="test") for name, source in named}
 
 
@@ -99,8 +140,6 @@ def cut(
     loaded: Loaded, texts: Mapping[str, str], seqlen: int, limit: int | None
 ) -> dict[str, Tensor]:
     """The evaluation windows of every text, (windows, seqlen), at most `limit` of each."""
-    if limit is not None and limit < 1:
-        raise ValueError(f"the number of evaluation windows must be at least 1, not {limit}")
     return {
         name: windows(tokenize(need_tokenizer(loaded), text), seqlen)[:limit]
         for name, text in texts.items()
@@ -143,6 +182,12 @@ def _client_tables(path: Path, tables: Sequence[dict[str, Any]]) -> list[ClientS
         missing = [name for name in ("name", "text") if name not in table]
         if missing:
             raise ValueError(f"config: {path}, client {number} has no {' and no '.join(missing)}")
+        for key, kind in KINDS.items():
+            if key in table and (not isinstance(table[key], kind) or table[key] is True):
+                raise ValueError(
+                    f"config: {path}, client {number}: {key} is {table[key]!r}; "
+                    f"give {'a text' if kind is str else 'a number'}"
+                )
         specs.append(ClientSpec(**table))
     return specs
 

@@ -105,15 +105,18 @@ def check_clients(clients: Sequence[Client], vocabulary: int) -> None:
         raise ValueError("there are no clients; give at least one fedspa.Client")
     names = client_names(clients)
     for name, client in zip(names, clients, strict=True):
-        _check_tokens(name, client.tokens, vocabulary)
-        if not 0 < client.capacity <= 1:
+        who = f"client {name!r}"
+        check_tokens(who, client.tokens, vocabulary)
+        if not (_is_number(client.capacity) and 0 < client.capacity <= 1):
             raise ValueError(
-                f"client {name!r} has capacity {client.capacity}; "
+                f"{who} has capacity {client.capacity!r}; "
                 "it is the share of blocks that a client prunes, in (0, 1]"
             )
-        if client.sparsity is not None and not 0 <= client.sparsity < 1:
+        if client.sparsity is not None and not (
+            _is_number(client.sparsity) and 0 <= client.sparsity < 1
+        ):
             raise ValueError(
-                f"client {name!r} has sparsity {client.sparsity}; "
+                f"{who} has sparsity {client.sparsity!r}; "
                 "give the share to prune, in [0, 1), or None for the run's"
             )
     name, count = Counter(names).most_common(1)[0]
@@ -146,26 +149,28 @@ def pool(clients: Sequence[Client], name: str = "centralised") -> Client:
     return Client(tokens=torch.cat([client.tokens for client in clients]), name=name)
 
 
-def _check_tokens(name: str, tokens: Tensor, vocabulary: int) -> None:
+def check_tokens(who: str, tokens: Tensor, vocabulary: int) -> None:
+    """Raise ValueError unless tokens are (samples, length) int64 within the vocabulary."""
     if not isinstance(tokens, Tensor) or tokens.ndim != 2 or tokens.dtype != torch.int64:
         got = (
             f"shape {tuple(tokens.shape)} and dtype {tokens.dtype}"
             if isinstance(tokens, Tensor)
             else f"type {type(tokens).__name__}"
         )
-        raise ValueError(
-            f"client {name!r} has tokens of {got}; give a tensor (samples, length) of int64"
-        )
+        raise ValueError(f"{who} has tokens of {got}; give a tensor (samples, length) of int64")
     if tokens.numel() == 0:
         raise ValueError(
-            f"client {name!r} has {tokens.shape[0]} samples of {tokens.shape[1]} tokens; "
-            "give at least one"
+            f"{who} has {tokens.shape[0]} samples of {tokens.shape[1]} tokens; give at least one"
         )
     outside = (tokens < 0) | (tokens >= vocabulary)
     if outside.any():
         sample, position = outside.nonzero()[0].tolist()
         raise ValueError(
-            f"client {name!r} has token id {tokens[sample, position]} at position {position} of "
+            f"{who} has token id {tokens[sample, position]} at position {position} of "
             f"sample {sample}, outside the model's vocabulary of {vocabulary}; "
             "tokenize with the model's own tokenizer"
         )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

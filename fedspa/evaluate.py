@@ -8,6 +8,9 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from fedspa.data import check_tokens
+from fedspa.model import longest_window, vocabulary_size
+
 IGNORED = -100
 
 
@@ -24,13 +27,10 @@ def perplexity(
     windows: (windows, length) int64, length >= 2; every window predicts its length - 1 last
         tokens, with no context from the window before (Frantar and Alistarh 2023).
     advance: is called once a batch.
-    raises: ValueError where there is nothing to predict, or the loss is NaN.
+    returns: the perplexity; nan where the model's logits are not numbers any more.
+    raises: ValueError where there is nothing to predict, or the model cannot read the windows.
     """
-    if windows.ndim != 2 or windows.shape[0] == 0 or windows.shape[1] < 2:
-        raise ValueError(
-            f"perplexity: windows have shape {tuple(windows.shape)}; at least one window of "
-            f"two tokens is needed"
-        )
+    check_windows(model, {"the text": windows})
     device = next(model.parameters()).device
     total = 0.0
     for batch in windows.split(batch_size):
@@ -46,9 +46,24 @@ def perplexity(
         if advance is not None:
             advance()
     mean = total / (windows.shape[0] * (windows.shape[1] - 1))
-    if math.isnan(mean):
-        raise ValueError("perplexity: the model's loss is NaN; its weights or dtype are broken")
-    return math.exp(mean) if mean < math.log(torch.finfo(torch.float64).max) else math.inf
+    return math.inf if mean > math.log(torch.finfo(torch.float64).max) else math.exp(mean)
+
+
+def check_windows(model: nn.Module, domains: Mapping[str, Tensor]) -> None:
+    """Raise ValueError, naming the domain, where a model cannot be evaluated on its windows."""
+    limit = longest_window(model)
+    for name, windows in domains.items():
+        if windows.ndim != 2 or windows.shape[0] == 0 or windows.shape[1] < 2:
+            raise ValueError(
+                f"perplexity on {name}: windows have shape {tuple(windows.shape)}; at least one "
+                f"window of two tokens is needed"
+            )
+        if limit is not None and windows.shape[1] > limit:
+            raise ValueError(
+                f"perplexity on {name}: windows of {windows.shape[1]} tokens are longer than the "
+                f"{limit} positions of this model; cut them to at most {limit}"
+            )
+        check_tokens(f"perplexity on {name}: the text", windows, vocabulary_size(model))
 
 
 def domain_perplexity(

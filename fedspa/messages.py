@@ -66,4 +66,9 @@ def pack_layer(
     if mask_only:
         return LayerMessage(shape, pack_mask(mask), None)
     packed = compress(weight if dtype is None else weight.to(dtype), mask)
+    if dtype == torch.float16 and bool(packed.values.isinf().any()):
+        raise ValueError(
+            f"a weight of magnitude {float(weight.abs().max()):.3g} does not fit into messages of "
+            f"float16; use message_dtype bfloat16 or float32"
+        )
     return LayerMessage(shape, packed.bits, packed.values)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -45,7 +46,10 @@ def load(source: str | Path, *, dtype: str = "auto", device: str = "cpu") -> Loa
         raise ValueError(f"model: there is no folder or file {path}")
     try:
         config = AutoConfig.from_pretrained(source)
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        if path.exists():
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"model: the configuration in {path} is broken: {reason}") from error
         raise RuntimeError(
             f"model: {source} is neither a folder here nor a model that could be fetched "
             f"({str(error).splitlines()[0]}); give the folder of a checkpoint"
@@ -55,7 +59,26 @@ def load(source: str | Path, *, dtype: str = "auto", device: str = "cpu") -> Loa
             f"model: {source} holds quantised weights, which cannot be pruned as they are; use "
             f"the checkpoint that it was quantised from"
         )
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+    if type(config) not in AutoModelForCausalLM._model_mapping:
+        raise ValueError(
+            f"model: {source} is of type {config.model_type!r}, which is no causal language model"
+        )
+    try:
+        model, found = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, output_loading_info=True
+        )
+    except (OSError, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"model: the weights of {source} cannot be read ({reason}); copy them again"
+        ) from error
+    # transformers fills what is missing with random numbers, and only warns.
+    missing = sorted({*found["missing_keys"], *(str(key[0]) for key in found["mismatched_keys"])})
+    if missing:
+        raise ValueError(
+            f"model: {source} lacks {len(missing)} weights or has them in another shape, "
+            f"{missing[0]} among them; copy the whole checkpoint"
+        )
     return Loaded(model.to(device).eval(), _tokenizer(source), str(source))
 
 
@@ -151,6 +174,16 @@ def block_names(model: nn.Module, blocks: nn.ModuleList) -> list[str]:
     return [f"{prefix}.{index}" for index in range(len(blocks))]
 
 
+def vocabulary_size(model: nn.Module) -> int:
+    """How many token ids the model's input embedding knows."""
+    return int(model.get_input_embeddings().num_embeddings)  # type: ignore[operator]
+
+
+def longest_window(model: nn.Module) -> int | None:
+    """The positions that the model was made for, None where its configuration names none."""
+    return getattr(getattr(model, "config", None), "max_position_embeddings", None)
+
+
 def unprunable_weights(model: nn.Module, blocks: nn.ModuleList) -> tuple[str, ...]:
     """Names of the matrices in the blocks that no linear layer holds, such as fused experts."""
     names = block_names(model, blocks)
@@ -180,6 +213,10 @@ def check_model(model: nn.Module, blocks: nn.ModuleList, pattern_width: int | No
                 )
             if weight.is_meta:
                 raise ValueError(f"{name} is on the meta device; load the model's weights first")
+            if weight.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+                raise ValueError(
+                    f"{name} is {weight.dtype}; load the model in float32, float16 or bfloat16"
+                )
             if not bool(weight.isfinite().all()):
                 raise ValueError(
                     f"{name} holds {int((~weight.isfinite()).sum())} weights that are NaN or "

@@ -35,6 +35,13 @@ def check_output(path: str | Path, model: nn.Module | None = None) -> None:
             f"folder or remove it"
         )
     home = next(p for p in path.absolute().parents if p.exists())
+    if not home.is_dir():
+        raise ValueError(f"output {path} cannot be made: {home} is a file; choose another folder")
+    if os.path.ismount(path):
+        raise ValueError(
+            f"output {path} is the root of a mounted disk, which cannot be put in place as a "
+            f"whole; choose a folder in it, such as {path / 'pruned'}"
+        )
     if not os.access(home, os.W_OK):
         raise RuntimeError(f"output {path} cannot be made: {home} is not writable")
     if model is None:

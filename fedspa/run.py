@@ -17,7 +17,9 @@ from fedspa.model import (
     decoder_blocks,
     linear_layers,
     load,
+    longest_window,
     unprunable_weights,
+    vocabulary_size,
     weight_of,
 )
 from fedspa.output import check_output, complete_folder, write_result
@@ -66,10 +68,13 @@ def federate(
     run = _prepare(model, clients, settings, observe)
     if out is not None:
         check_output(out, model)
+    training = model.training
+    model.eval()
     total = settings.rounds * len(run.blocks) * len(run.members)
     with progress_bar("pruning", total, progress) as advance:
         for round_index in range(settings.rounds):
             run_round(run, round_index, advance)
+    model.train(training)
     report = _report(run)
     if out is not None:
         with complete_folder(out) as folder:
@@ -82,8 +87,7 @@ def _prepare(
 ) -> Run:
     """Check everything that a run depends on, before it starts."""
     blocks = decoder_blocks(model)
-    vocabulary = model.get_input_embeddings().num_embeddings
-    check_clients(clients, vocabulary)
+    check_clients(clients, vocabulary_size(model))
     _check_lengths(model, clients)
     _check_target(clients, settings)
     width = None
@@ -94,7 +98,6 @@ def _prepare(
     members = [Member(c, name) for c, name in zip(clients, names, strict=True)]
     counts = block_counts(members, blocks, settings)
     server.sample_blocks(counts, len(blocks), settings.seed, settings.every_block)
-    model.eval()
     return Run(
         model=model,
         blocks=blocks,
@@ -111,13 +114,12 @@ def _order_key(member: Member) -> str:
     """An order that the clients' data decides: float sums then do not depend on the list's."""
     client = member.client
     tokens = client.tokens.contiguous().cpu().numpy().tobytes()
-    settings = repr((client.capacity, client.sparsity)).encode()
+    settings = repr((client.tokens.shape, client.capacity, client.sparsity)).encode()
     return hashlib.sha256(tokens + settings).hexdigest()
 
 
 def _check_lengths(model: nn.Module, clients: Sequence[Client]) -> None:
-    config = getattr(model, "config", None)
-    limit = getattr(config, "max_position_embeddings", None)
+    limit = longest_window(model)
     longest = max(client.tokens.shape[1] for client in clients)
     if limit is not None and longest > limit:
         raise ValueError(

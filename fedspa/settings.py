@@ -78,8 +78,11 @@ class Settings:
             _check_positive_int(name, getattr(self, name))
         if self.layers_per_client is not None:
             _check_positive_int("layers_per_client", self.layers_per_client)
-        if not (math.isfinite(self.damping) and self.damping >= 0):
-            raise ValueError(f"settings: damping must be 0 or more, not {self.damping}")
+        number = isinstance(self.damping, int | float) and math.isfinite(self.damping)
+        if not number or self.damping < 0:
+            raise ValueError(f"settings: damping must be 0 or more, not {self.damping!r}")
+        if not isinstance(self.seed, int):
+            raise ValueError(f"settings: seed must be a whole number, not {self.seed!r}")
         _check_combinations(self)
 
     def to_dict(self) -> dict[str, Any]:
@@ -123,6 +126,8 @@ def _check_target(sparsity: float | None, pattern: str | None) -> None:
     if sparsity is not None:
         check_sparsity("settings", sparsity)
     if pattern is not None:
+        if not isinstance(pattern, str):
+            raise ValueError(f"settings: pattern must be a text such as '2:4', not {pattern!r}")
         parse_pattern("settings", pattern, width=0)
 
 

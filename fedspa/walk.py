@@ -44,8 +44,30 @@ def embed(model: nn.Module, blocks: nn.ModuleList, tokens: Tensor, batch_size: i
         calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         with _recorders(blocks, calls, stream.hidden), suppress(_LastBlockReached):
             model(input_ids=batch.to(device), use_cache=False)
-        stream.arguments.setdefault(batch.shape[0], calls)
+        if stream.hidden[-1].ndim != 3:
+            raise ValueError(
+                f"{type(model).__name__}: its blocks take inputs of shape "
+                f"{tuple(stream.hidden[-1].shape)}; fedspa walks blocks that take "
+                f"(batch, length, width)"
+            )
+        known = stream.arguments.setdefault(batch.shape[0], calls)
+        if known is not calls and not _same(known, calls):
+            raise ValueError(
+                f"{type(model).__name__}: its blocks take arguments that depend on the tokens "
+                f"beside their hidden states; fedspa cannot walk such blocks one by one"
+            )
     return stream
+
+
+def _same(left: Any, right: Any) -> bool:
+    """Whether two nested arguments of blocks hold the same tensors."""
+    if isinstance(left, Tensor) and isinstance(right, Tensor):
+        return left is right or torch.equal(left, right)
+    if isinstance(left, dict) and isinstance(right, dict):
+        return left.keys() == right.keys() and all(_same(left[k], right[k]) for k in left)
+    if isinstance(left, list | tuple) and isinstance(right, list | tuple):
+        return len(left) == len(right) and all(map(_same, left, right))
+    return True
 
 
 def run_block(block: nn.Module, hidden: Tensor, args: tuple[Any, ...], kwargs: Any) -> Tensor:

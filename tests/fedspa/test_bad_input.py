@@ -4,11 +4,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from small_models import VOCABULARY, make_clients, make_model
 from torch import nn
+from transformers import T5Config
 
 from fedspa import Client, Settings, federate, load
+from fedspa.compare import compare
 from fedspa.model import decoder_blocks
+from fedspa.walk import embed
 
 
 @pytest.mark.parametrize(
@@ -22,6 +26,9 @@ from fedspa.model import decoder_blocks
         ({"sparsity": 0.5, "pattern": "2:4"}, "exactly one of sparsity and pattern"),
         ({"pattern": "4:4"}, "'4:4' keeps 4 of 4"),
         ({"pattern": "2-4"}, "'2-4'"),
+        ({"pattern": 24}, "pattern must be a text such as '2:4', not 24"),
+        ({"sparsity": 0.5, "damping": "x"}, "damping must be 0 or more, not 'x'"),
+        ({"sparsity": 0.5, "seed": 1.5}, "seed must be a whole number, not 1.5"),
         ({"pattern": "2:4", "block_size": 6}, "block_size 6 is not a multiple of the 4"),
         ({"pattern": "2:4", "ramp": "cubic", "rounds": 2}, "ramp 'cubic' needs a sparsity"),
         ({"pattern": "2:4", "expansion": "row"}, "expansion 'row' has no meaning"),
@@ -68,6 +75,7 @@ def test_clients_that_cannot_take_part():
     refuse("no clients", clients=[])
     refuse("capacity 0", clients=[Client(tokens, capacity=0.0)])
     refuse("capacity 1.5", clients=[Client(tokens, capacity=1.5)])
+    refuse("capacity 'half'", clients=[Client(tokens, capacity="half")])
     refuse("sparsity 1.0", clients=[Client(tokens, sparsity=1.0)])
     refuse("named 'a'", clients=[Client(tokens, name="a"), Client(tokens, name="a")])
     refuse(f"token id {VOCABULARY} ", clients=[Client(torch.full((1, 8), VOCABULARY))])
@@ -175,3 +183,97 @@ def test_clients_are_named_alike_in_results_and_errors():
     )
     taken = [replace(clients[0], name="client 2"), clients[1]]
     refuse("named 'client 2'", clients=taken)
+
+
+def test_a_checkpoint_that_lacks_weights_is_not_filled_with_random_ones(tmp_path):
+    make_model().save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"lacks 1 weights.*model.layers.1.mlp.up_proj.weight"):
+        load(tmp_path)
+
+
+def test_a_checkpoint_with_tied_weights_lacks_nothing(tmp_path):
+    model = make_model("gemma")
+    assert model.config.tie_word_embeddings
+    model.save_pretrained(tmp_path)
+    assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
+    loaded = load(tmp_path).model
+    assert torch.equal(loaded.lm_head.weight, model.lm_head.weight)
+
+
+def test_broken_checkpoints_name_what_is_broken(tmp_path):
+    make_model().save_pretrained(tmp_path)
+    whole = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="the weights of .* cannot be read.*copy them again"):
+        load(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="the configuration in .* is broken"):
+        load(tmp_path)
+    T5Config().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="type 't5', which is no causal language model"):
+        load(tmp_path)
+
+
+def test_dtypes_that_are_not_pruned():
+    refuse(r"q_proj is torch.float64; load the model in", model=make_model(dtype=torch.float64))
+
+
+def test_messages_too_small_for_a_weight_name_the_layer():
+    model = make_model()
+    with torch.no_grad():
+        decoder_blocks(model)[0].mlp.up_proj.weight[0, 0] = 1e6
+    refuse(
+        r"layer model.layers.0.mlp.up_proj.*does not fit into messages of float16",
+        model=model,
+        settings=Settings(pruner="magnitude", sparsity=0.5, message_dtype="float16"),
+    )
+
+
+def test_blocks_that_see_the_tokens_are_refused():
+    class Spy(nn.Module):
+        """A block with an argument that depends on the tokens."""
+
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(8, 8)
+
+        def forward(self, hidden_states, extra):
+            return self.linear(hidden_states) + extra
+
+    class Model(nn.Module):
+        """Two of them."""
+
+        def __init__(self):
+            super().__init__()
+            self.embedding = nn.Embedding(VOCABULARY, 8)
+            self.blocks = nn.ModuleList([Spy(), Spy()])
+
+        def forward(self, input_ids, use_cache=False):
+            hidden = extra = self.embedding(input_ids)
+            for block in self.blocks:
+                hidden = block(hidden, extra)
+            return hidden
+
+    model = Model()
+    with pytest.raises(ValueError, match="arguments that depend on the tokens"):
+        embed(model, model.blocks, torch.randint(VOCABULARY, (2, 8)), 1)
+
+
+@pytest.mark.parametrize(
+    ("windows", "sentence"),
+    [
+        (torch.zeros(3, 1).long(), r"perplexity on held: windows have shape \(3, 1\)"),
+        (torch.zeros(0, 8).long(), r"windows have shape \(0, 8\)"),
+        (torch.zeros(1, 65).long(), "65 tokens are longer than the 64 positions"),
+        (torch.full((1, 8), VOCABULARY), f"token id {VOCABULARY}"),
+    ],
+)
+def test_evaluation_windows_are_checked_before_any_pruning(windows, sentence):
+    model = make_model()
+    before = [p.detach().clone() for p in model.parameters()]
+    with pytest.raises(ValueError, match=sentence):
+        compare(model, make_clients(2), Settings(sparsity=0.5), {"held": windows})
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))

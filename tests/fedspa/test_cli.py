@@ -170,6 +170,12 @@ def test_no_clients_and_an_existing_folder(checkpoint, texts, tmp_path):
         ("[[client]]\nname = 'a'\ntext = 'b'\ncapcity = 1", "did you mean 'capacity'?"),
         ("[[client]]\nname = 'a'", "client 1 has no text"),
         ("sparsity = ", "is not TOML"),
+        ("client = 5", "client must be tables headed [[client]]"),
+        ("[client]\nname = 'a'\ntext = 'b'", "client must be tables headed [[client]]"),
+        ("[[client]]\nname = 'a'\ntext = 5", "client 1: text is 5; give a text"),
+        ("[[client]]\nname = 7\ntext = 'b'", "client 1: name is 7; give a text"),
+        ("[[client]]\nname='a'\ntext='b'\ncapacity='half'", "capacity is 'half'; give a number"),
+        ("[[client]]\nname='a'\ntext='b'\nsamples=2.5", "samples is 2.5; give a number"),
         ("sparsity = 'much'", "'much' is not a valid float"),
     ],
 )
@@ -219,3 +225,28 @@ def test_the_demo_runs_on_another_model(checkpoint, tmp_path):
     assert record["settings"]["message_dtype"] == "bfloat16"
     names = {path.name for path in out.iterdir()}
     assert {"model.safetensors", "masks.safetensors", "report.json", "report.html"} <= names
+
+
+def test_clients_in_two_places_are_refused(checkpoint, texts, tmp_path):
+    file = tmp_path / "run.toml"
+    file.write_text(f'[[client]]\nname = "a"\ntext = "{texts["a"]}"\n')
+    result = prune(checkpoint, texts, tmp_path / "out", "--config", file, code=2)
+    assert "--client (2) and in the [[client]] tables (1)" in result.stderr
+
+
+def test_eval_refuses_what_it_cannot_measure(checkpoint, texts, tmp_path):
+    text = ["--text", texts["eval"]]
+    for flags, sentence in [
+        ([*text, "--seqlen", 65], "65 tokens are longer than the 64 positions"),
+        ([*text, "--seqlen", 1], "two tokens"),
+        ([*text, "--batch-size", 0], "0 is not in the range x>=1"),
+        ([*text, *text], "two texts are named 'eval'"),
+        ([*text, "--config", tmp_path], "cannot be read: Is a directory"),
+        ([*text, "--seed", 2**64], "is not in the range"),
+    ]:
+        assert sentence in run("eval", checkpoint, *flags, code=2).stderr
+
+
+def test_fewer_windows_than_samples_are_used_and_said(checkpoint, texts, tmp_path):
+    result = prune(checkpoint, texts, tmp_path / "out", "--samples", 1000)
+    assert "client 'a' has 25 windows of 16 tokens, fewer than the 1000 samples" in result.stderr

@@ -263,15 +263,32 @@ def test_a_block_at_its_target_is_left_alone_by_later_rounds(pruner):
 
 
 def test_bytes_down_count_a_block_once_for_each_version_that_a_client_gets():
-    settings = Settings(sparsity=0.5, layers_per_client=1, rounds=3, seed=4, ramp="linear")
-    _, report = run(make_clients(3), settings)
-    # Every client gets what it took part in; besides, a block that others changed in between.
-    for client in report.clients:
-        assert client.bytes_down > 0
-    alone = replace(settings, layers_per_client=None, rounds=1, ramp="constant")
-    _, single = run(make_clients(3), alone)
-    expected = {c.bytes_down for c in single.clients}
-    assert len(expected) == 1
+    settings = Settings(sparsity=0.5, layers_per_client=1, rounds=4, seed=4, ramp="linear")
+    messages = []
+    _, report = run(make_clients(3), settings, observe=messages.append)
+    # By hand: version and size of every agreed block, and who holds which version.
+    expected = {client.name: 0 for client in report.clients}
+    holds: dict[tuple[str, int], int] = {}
+    agreed: dict[int, tuple[int, int]] = {}
+    fetched = 0
+    for round_index in range(4):
+        drawn = {client.name: client.blocks[round_index] for client in report.clients}
+        for name, blocks in drawn.items():
+            for block in blocks:
+                if block in agreed and holds.get((name, block)) != agreed[block][0]:
+                    expected[name] += agreed[block][1]
+                    fetched += 1
+        for block in {block for blocks in drawn.values() for block in blocks}:
+            layers = [x for x in report.layers if (x.round, x.block) == (round_index, block)]
+            kept = sum(round((1 - layer.sparsity) * layer.size) for layer in layers)
+            size = 4 * kept + sum(layer.shape[0] * layer.shape[1] // 8 for layer in layers)
+            agreed[block] = (round_index, size)
+            for name, blocks in drawn.items():
+                if block in blocks:
+                    expected[name] += size
+                    holds[name, block] = round_index
+    assert fetched > 0
+    assert {client.name: client.bytes_down for client in report.clients} == expected
 
 
 def test_each_client_can_prune_to_its_own_sparsity():
@@ -336,6 +353,45 @@ def test_comparison_has_every_row_and_leaves_the_federated_model():
     assert ours.bytes_up == mean.bytes_up == report.clients[0].bytes_up
     assert central.bytes_up == clients[0].tokens.numel() * 4
     assert all(set(m.perplexity) == {"a", "b"} for m in report.methods)
+
+
+@pytest.mark.parametrize(
+    ("values", "name"),
+    [
+        ({"schedule": "synchronous"}, "FedSpaLLM, synchronous"),
+        ({"aggregation": "mask"}, "FedPrLLM"),
+        ({"aggregation": "mean"}, "plain mean + expansion"),
+        ({"rounds": 2, "ramp": "linear"}, "FedSpaLLM, 2 rounds"),
+    ],
+)
+def test_the_baselines_are_the_same_whatever_they_are_compared_with(values, name):
+    clients, heldout = make_clients(2), {"a": make_clients(3)[2].tokens}
+    plain = compare(make_model(), clients, HALF, heldout, progress=False)
+    model = make_model()
+    other = compare(model, clients, replace(HALF, **values), heldout, progress=False)
+    assert other.result == name and other.methods.index(other.final_method) >= 3
+    rows = {method.name: method for method in plain.methods}
+    for method in other.methods:
+        if method.name in rows:
+            assert method == rows[method.name]
+    assert {"dense", "c0 alone", "c1 alone", "plain mean + expansion", "centralised"} <= {
+        method.name for method in other.methods
+    }
+    assert same(weights_of(model), run(clients, replace(HALF, **values))[0])
+
+
+def test_the_same_tokens_in_another_shape_are_another_client():
+    tokens = make_clients(1)[0].tokens
+    clients = [Client(tokens), Client(tokens.reshape(2, -1)), *make_clients(2)]
+    settings = Settings(sparsity=0.6, layers_per_client=1, seed=3)
+    swapped = [clients[1], clients[0], *clients[2:]]
+    assert same(run(clients, settings)[0], run(swapped, settings)[0])
+
+
+def test_a_model_comes_back_in_the_mode_that_it_came_in():
+    model = make_model().train()
+    federate(model, make_clients(1), HALF)
+    assert model.training
 
 
 def test_standalone_rows_are_the_clients_own_models():
