@@ -21,7 +21,7 @@ from transformers.utils import logging
 from fedspa import config
 from fedspa.compare import compare
 from fedspa.demo import demo_model, run_demo
-from fedspa.evaluate import check_windows, domain_perplexity
+from fedspa.evaluate import domain_perplexity
 from fedspa.model import Loaded, load
 from fedspa.output import check_output, complete_folder, free_name, write_result
 from fedspa.progress import progress_bar
@@ -99,24 +99,14 @@ _method = _options(
     click.option("--pattern", help='Keep n of every m instead, such as "2:4".'),
     click.option("--aggregation", type=click.Choice(AGGREGATIONS), default="l0"),
     click.option("--schedule", type=click.Choice(SCHEDULES), default="one-shot"),
-    click.option(
-        "--rounds",
-        type=COUNT,
-        default=1,
-        help="Rounds of pruning and averaging.",
-    ),
+    click.option("--rounds", type=COUNT, default=1, help="Rounds of pruning and averaging."),
     click.option("--ramp", type=click.Choice(RAMPS), default="constant"),
     click.option("--layers-per-client", type=COUNT, help="Blocks of a client of capacity 1."),
     click.option("--every-block", is_flag=True, help="Deal blocks so that none is left out."),
     click.option("--expansion", type=click.Choice(EXPANSIONS), default="layer"),
     click.option("--weighting", type=click.Choice(WEIGHTINGS), default="uniform"),
     click.option("--message-dtype", type=click.Choice(MESSAGE_DTYPES), help="Weights in messages."),
-    click.option(
-        "--block-size",
-        type=COUNT,
-        default=128,
-        help="SparseGPT's columns.",
-    ),
+    click.option("--block-size", type=COUNT, default=128, help="SparseGPT's columns."),
     click.option("--damping", default=0.01, help="SparseGPT's damping."),
     click.option("--batch-size", type=COUNT, default=1, help="Windows in a forward pass."),
 )
@@ -132,12 +122,7 @@ def main(traceback: bool) -> None:
 @main.command()
 @click.argument("model", required=False)
 @click.option("--out", type=click.Path(path_type=Path), help="[default: runs/demo, runs/demo-2, …]")
-@click.option(
-    "--samples",
-    type=COUNT,
-    default=5,
-    help="Windows to calibrate, and to judge.",
-)
+@click.option("--samples", type=COUNT, default=5, help="Windows to calibrate, and to judge.")
 @click.option("--seqlen", type=COUNT, default=512, help="Tokens of a window.")
 @_method
 @_common
@@ -221,7 +206,6 @@ def evaluate(model: str, text: tuple[str, ...], seqlen: int, **options: Any) -> 
     texts = config.read_named(text, options["field"])
     loaded = _load(model, options)
     heldout = config.cut(loaded, texts, seqlen, options["max_windows"])
-    check_windows(loaded.model, heldout)
     batch = options["batch_size"]
     steps = sum(-(-len(windows) // batch) for windows in heldout.values())
     with progress_bar("evaluating", steps, _progress(options)) as advance:

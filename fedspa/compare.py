@@ -50,7 +50,9 @@ def compare(
     dense: Weights = [layer_weights(block) for block in blocks]
     messages: list[BlockMessage] = []
     alone = replace(settings, schedule="one-shot", rounds=1, ramp="constant", aggregation="l0")
-    observe = messages.append if baselines and settings == alone else None
+    # These send the same messages; all else is pruned once more for the baselines.
+    shared = settings in (alone, replace(alone, aggregation="mean"))
+    observe = messages.append if baselines and shared else None
     report = federate(model, clients, settings, progress=progress, observe=observe)
     federated: Weights = [layer_weights(block) for block in blocks]
     start = perf_counter()
@@ -76,18 +78,12 @@ def compare(
             trials.append(plain_mean)
         trials += [result, centralised]
     pruned = perf_counter()
-    windows = sum(len(cut) for cut in heldout.values())
-    methods = []
-    with progress_bar("evaluating", windows * len(trials), progress) as advance:
-        for trial in trials:
-            _write(blocks, trial.weights())
-            found = domain_perplexity(model, heldout, advance=partial(advance, trial.name))
-            methods.append(Method(trial.name, found, trial.sparsity, trial.up, trial.down))
+    methods = _evaluate(model, trials, heldout, progress)
     _write(blocks, federated)
     seconds = {"baselines": pruned - start, "evaluate": perf_counter() - pruned}
     return replace(
         report,
-        methods=tuple(methods),
+        methods=methods,
         result=result.name,
         seconds=report.seconds | seconds,
         peak_memory=peak_memory(),
@@ -108,6 +104,20 @@ class _Trial:
     down: int = 0
 
 
+def _evaluate(
+    model: nn.Module, trials: list[_Trial], heldout: Mapping[str, Tensor], progress: bool | None
+) -> tuple[Method, ...]:
+    """Measure one after the other; the model is left with the last one's weights."""
+    windows = sum(len(cut) for cut in heldout.values())
+    methods = []
+    with progress_bar("evaluating", windows * len(trials), progress) as advance:
+        for trial in trials:
+            _write(decoder_blocks(model), trial.weights())
+            found = domain_perplexity(model, heldout, advance=partial(advance, trial.name))
+            methods.append(Method(trial.name, found, trial.sparsity, trial.up, trial.down))
+    return tuple(methods)
+
+
 def _method_name(settings: Settings) -> str:
     name = METHODS[settings.aggregation]
     if settings.schedule != "one-shot":
@@ -123,7 +133,6 @@ def _write(blocks: nn.ModuleList, weights: Weights) -> None:
 def _alone(client: str, dense: Weights, messages: Sequence[BlockMessage]) -> _Trial:
     """A client's own model, with the pretrained weights in blocks that it did not draw."""
     mine = [message for message in messages if message.sender == client]
-
     layers = [layer for message in mine for layer in message.layers.values()]
     share = _pruned(layers) / _size(dense)
     return _Trial(f"{client} alone", partial(_unpack, dense, mine), share)
@@ -175,7 +184,7 @@ def _share(report: Report) -> float:
 
 
 def _pruned(layers: Iterable[LayerMessage]) -> int:
-    return sum(int((~layer.mask()).sum()) for layer in layers)
+    return sum(layer.pruned for layer in layers)
 
 
 def _size(weights: Weights) -> int:

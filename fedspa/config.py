@@ -13,7 +13,7 @@ import click
 from torch import Tensor
 
 from fedspa.data import Client, read_text, sample_windows, tokenize, windows
-from fedspa.model import Loaded
+from fedspa.model import Loaded, need_tokenizer
 
 TABLES = "fedspa.client_tables"
 # What the values of a [[client]] table must be.
@@ -144,16 +144,6 @@ def cut(
         name: windows(tokenize(need_tokenizer(loaded), text), seqlen)[:limit]
         for name, text in texts.items()
     }
-
-
-def need_tokenizer(loaded: Loaded) -> Any:
-    """The model's tokenizer; raises ValueError where its folder holds none."""
-    if loaded.tokenizer is None:
-        raise ValueError(
-            f"{loaded.name} holds no tokenizer, so text cannot be read for it; save the model's "
-            f"tokenizer in the same folder"
-        )
-    return loaded.tokenizer
 
 
 def _split(flag: str, value: str, default: str | None = None) -> tuple[str, str]:

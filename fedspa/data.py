@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fedspa.domains import DOMAINS, domain_text
+from fedspa.settings import check_sparsity, is_number
 from fedspa.text import read_text
 
 __all__ = [
@@ -95,10 +96,11 @@ def sample_windows(tokens: Tensor, samples: int, seqlen: int, seed: int) -> Tens
     return available[order[:samples].to(tokens.device)]
 
 
-def check_clients(clients: Sequence[Client], vocabulary: int) -> None:
+def check_clients(clients: Sequence[Client], vocabulary: int, longest: int | None = None) -> None:
     """Refuse clients that a round cannot run with, naming the client and the value.
 
     vocabulary: the number of token ids that the model knows
+    longest:    the positions that it was made for, None where that is not known
     raises:     ValueError
     """
     if not clients:
@@ -106,19 +108,14 @@ def check_clients(clients: Sequence[Client], vocabulary: int) -> None:
     names = client_names(clients)
     for name, client in zip(names, clients, strict=True):
         who = f"client {name!r}"
-        check_tokens(who, client.tokens, vocabulary)
-        if not (_is_number(client.capacity) and 0 < client.capacity <= 1):
+        check_tokens(who, client.tokens, vocabulary, longest)
+        if not (is_number(client.capacity) and 0 < client.capacity <= 1):
             raise ValueError(
                 f"{who} has capacity {client.capacity!r}; "
                 "it is the share of blocks that a client prunes, in (0, 1]"
             )
-        if client.sparsity is not None and not (
-            _is_number(client.sparsity) and 0 <= client.sparsity < 1
-        ):
-            raise ValueError(
-                f"{who} has sparsity {client.sparsity!r}; "
-                "give the share to prune, in [0, 1), or None for the run's"
-            )
+        if client.sparsity is not None:
+            check_sparsity(who, client.sparsity)
     name, count = Counter(names).most_common(1)[0]
     if count > 1:
         raise ValueError(f"{count} clients are named {name!r}; give each a name of its own")
@@ -149,8 +146,8 @@ def pool(clients: Sequence[Client], name: str = "centralised") -> Client:
     return Client(tokens=torch.cat([client.tokens for client in clients]), name=name)
 
 
-def check_tokens(who: str, tokens: Tensor, vocabulary: int) -> None:
-    """Raise ValueError unless tokens are (samples, length) int64 within the vocabulary."""
+def check_tokens(who: str, tokens: Tensor, vocabulary: int, longest: int | None = None) -> None:
+    """Raise ValueError unless tokens are (samples, length) int64 that the model can read."""
     if not isinstance(tokens, Tensor) or tokens.ndim != 2 or tokens.dtype != torch.int64:
         got = (
             f"shape {tuple(tokens.shape)} and dtype {tokens.dtype}"
@@ -162,6 +159,11 @@ def check_tokens(who: str, tokens: Tensor, vocabulary: int) -> None:
         raise ValueError(
             f"{who} has {tokens.shape[0]} samples of {tokens.shape[1]} tokens; give at least one"
         )
+    if longest is not None and tokens.shape[1] > longest:
+        raise ValueError(
+            f"{who}: windows of {tokens.shape[1]} tokens are longer than the {longest} positions "
+            f"of this model; cut them to at most {longest}"
+        )
     outside = (tokens < 0) | (tokens >= vocabulary)
     if outside.any():
         sample, position = outside.nonzero()[0].tolist()
@@ -170,7 +172,3 @@ def check_tokens(who: str, tokens: Tensor, vocabulary: int) -> None:
             f"sample {sample}, outside the model's vocabulary of {vocabulary}; "
             "tokenize with the model's own tokenizer"
         )
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -10,7 +10,7 @@ from torch import Tensor
 from fedspa.compare import compare
 from fedspa.data import Client, sample_windows, tokenize, windows
 from fedspa.domains import domain_text
-from fedspa.model import Loaded
+from fedspa.model import Loaded, need_tokenizer
 from fedspa.output import check_output, complete_folder, write_result
 from fedspa.report import Report
 from fedspa.settings import Settings
@@ -67,9 +67,7 @@ def run_demo(
     raises: ValueError and RuntimeError as `fedspa.federate`.
     """
     check_output(out, loaded.model)
-    if loaded.tokenizer is None:
-        raise ValueError(f"demo: {loaded.name} has no tokenizer; save one in its folder")
-    clients, heldout = demo_clients(loaded.tokenizer, samples, seqlen, settings.seed)
+    clients, heldout = demo_clients(need_tokenizer(loaded), samples, seqlen, settings.seed)
     report = compare(loaded.model, clients, settings, heldout, progress=progress)
     with complete_folder(out) as folder:
         write_result(folder, loaded.model, loaded.tokenizer, report)

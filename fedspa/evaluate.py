@@ -14,7 +14,6 @@ from fedspa.model import longest_window, vocabulary_size
 IGNORED = -100
 
 
-@torch.no_grad()
 def perplexity(
     model: nn.Module,
     windows: Tensor,
@@ -30,7 +29,40 @@ def perplexity(
     returns: the perplexity; nan where the model's logits are not numbers any more.
     raises: ValueError where there is nothing to predict, or the model cannot read the windows.
     """
-    check_windows(model, {"the text": windows})
+    found = domain_perplexity(model, {"the text": windows}, batch_size=batch_size, advance=advance)
+    return found["the text"]
+
+
+def domain_perplexity(
+    model: nn.Module,
+    domains: Mapping[str, Tensor],
+    *,
+    batch_size: int = 1,
+    advance: Callable[[], None] | None = None,
+) -> dict[str, float]:
+    """`perplexity` of every domain's windows; all of them are checked before any is measured."""
+    check_windows(model, domains)
+    return {
+        name: _perplexity(model, windows, batch_size, advance) for name, windows in domains.items()
+    }
+
+
+def check_windows(model: nn.Module, domains: Mapping[str, Tensor]) -> None:
+    """Raise ValueError, naming the domain, where a model cannot be evaluated on its windows."""
+    for name, windows in domains.items():
+        if windows.ndim != 2 or windows.shape[0] == 0 or windows.shape[1] < 2:
+            raise ValueError(
+                f"perplexity on {name}: windows have shape {tuple(windows.shape)}; at least one "
+                f"window of two tokens is needed"
+            )
+        who = f"perplexity on {name}: the text"
+        check_tokens(who, windows, vocabulary_size(model), longest_window(model))
+
+
+@torch.no_grad()
+def _perplexity(
+    model: nn.Module, windows: Tensor, batch_size: int, advance: Callable[[], None] | None
+) -> float:
     device = next(model.parameters()).device
     total = 0.0
     for batch in windows.split(batch_size):
@@ -47,34 +79,3 @@ def perplexity(
             advance()
     mean = total / (windows.shape[0] * (windows.shape[1] - 1))
     return math.inf if mean > math.log(torch.finfo(torch.float64).max) else math.exp(mean)
-
-
-def check_windows(model: nn.Module, domains: Mapping[str, Tensor]) -> None:
-    """Raise ValueError, naming the domain, where a model cannot be evaluated on its windows."""
-    limit = longest_window(model)
-    for name, windows in domains.items():
-        if windows.ndim != 2 or windows.shape[0] == 0 or windows.shape[1] < 2:
-            raise ValueError(
-                f"perplexity on {name}: windows have shape {tuple(windows.shape)}; at least one "
-                f"window of two tokens is needed"
-            )
-        if limit is not None and windows.shape[1] > limit:
-            raise ValueError(
-                f"perplexity on {name}: windows of {windows.shape[1]} tokens are longer than the "
-                f"{limit} positions of this model; cut them to at most {limit}"
-            )
-        check_tokens(f"perplexity on {name}: the text", windows, vocabulary_size(model))
-
-
-def domain_perplexity(
-    model: nn.Module,
-    domains: Mapping[str, Tensor],
-    *,
-    batch_size: int = 1,
-    advance: Callable[[], None] | None = None,
-) -> dict[str, float]:
-    """The perplexity on every domain's windows, (windows, length) int64 each."""
-    return {
-        name: perplexity(model, windows, batch_size=batch_size, advance=advance)
-        for name, windows in domains.items()
-    }

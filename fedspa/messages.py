@@ -27,6 +27,12 @@ class LayerMessage:
         """Bytes of the payload on the wire."""
         return self.bits.nbytes + (0 if self.values is None else self.values.nbytes)
 
+    @property
+    def pruned(self) -> int:
+        """How many of its weights are pruned."""
+        kept = int(self.mask().sum()) if self.values is None else self.values.numel()
+        return self.shape[0] * self.shape[1] - kept
+
     def mask(self) -> Tensor:
         """The mask, (rows, cols) bool."""
         return unpack_mask(self.bits, self.shape[1])

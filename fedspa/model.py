@@ -44,15 +44,20 @@ def load(source: str | Path, *, dtype: str = "auto", device: str = "cpu") -> Loa
         )
     if not path.exists() and str(source).startswith((".", "/", "~")):
         raise ValueError(f"model: there is no folder or file {path}")
+    _check_config(source)
+    return Loaded(_read_weights(source, dtype).to(device).eval(), _tokenizer(source), str(source))
+
+
+def _check_config(source: str | Path) -> None:
     try:
         config = AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as error:
-        if path.exists():
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"model: the configuration in {path} is broken: {reason}") from error
+        reason = str(error).splitlines()[0]
+        if Path(source).exists():
+            raise ValueError(f"model: the configuration in {source} is broken: {reason}") from error
         raise RuntimeError(
             f"model: {source} is neither a folder here nor a model that could be fetched "
-            f"({str(error).splitlines()[0]}); give the folder of a checkpoint"
+            f"({reason}); give the folder of a checkpoint"
         ) from error
     if getattr(config, "quantization_config", None) is not None:
         raise ValueError(
@@ -63,6 +68,9 @@ def load(source: str | Path, *, dtype: str = "auto", device: str = "cpu") -> Loa
         raise ValueError(
             f"model: {source} is of type {config.model_type!r}, which is no causal language model"
         )
+
+
+def _read_weights(source: str | Path, dtype: str) -> PreTrainedModel:
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
             source, dtype=dtype, output_loading_info=True
@@ -79,7 +87,7 @@ def load(source: str | Path, *, dtype: str = "auto", device: str = "cpu") -> Loa
             f"model: {source} lacks {len(missing)} weights or has them in another shape, "
             f"{missing[0]} among them; copy the whole checkpoint"
         )
-    return Loaded(model.to(device).eval(), _tokenizer(source), str(source))
+    return model
 
 
 def check_device(device: str) -> None:
@@ -122,6 +130,16 @@ def _tokenizer(source: str | Path) -> Any:
         return AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError):
         return None
+
+
+def need_tokenizer(loaded: Loaded) -> Any:
+    """The model's tokenizer; raises ValueError where its folder holds none."""
+    if loaded.tokenizer is None:
+        raise ValueError(
+            f"{loaded.name} holds no tokenizer, so text cannot be read for it; save the model's "
+            f"tokenizer in the same folder"
+        )
+    return loaded.tokenizer
 
 
 def decoder_blocks(model: nn.Module) -> nn.ModuleList:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
-import torch
 from torch import Tensor, nn
 
 from fedspa import client as local
@@ -23,7 +22,7 @@ from fedspa.model import layer_weights, set_weights
 from fedspa.progress import Advance
 from fedspa.pruners import Pruner
 from fedspa.report import LayerResult
-from fedspa.settings import Settings, round_target
+from fedspa.settings import Settings, message_dtype, round_target
 from fedspa.walk import Stream, embed
 
 Observer = Callable[[BlockMessage], None]
@@ -128,14 +127,13 @@ def _run_block(run: Run, round_index: int, index: int, advance: Advance) -> None
 
 def _prune_locally(run: Run, member: Member, round_index: int, index: int) -> local.LocalResult:
     settings, block = run.settings, run.blocks[index]
-    dtype = None if settings.message_dtype is None else getattr(torch, settings.message_dtype)
     task = local.BlockTask(
         round=round_index,
         block=index,
         name=run.names[index],
         target=round_target(settings, round_index, member.client.sparsity),
         support=_support(run, index),
-        message_dtype=dtype,
+        message_dtype=message_dtype(settings),
         mask_only=settings.aggregation == "mask",
     )
     with _clock(run, "calibrate"):
@@ -144,7 +142,7 @@ def _prune_locally(run: Run, member: Member, round_index: int, index: int) -> lo
         result = local.prune(member.name, member.samples, block, statistics, task, run.pruner)
     member.bytes_up += result.message.nbytes
     member.loss += result.loss
-    member.pruned += sum(int((~layer.mask()).sum()) for layer in result.message.layers.values())
+    member.pruned += sum(layer.pruned for layer in result.message.layers.values())
     member.weights += sum(weight.numel() for weight in result.weights.values())
     if run.observe is not None:
         run.observe(result.message)

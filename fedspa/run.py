@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from fedspa import server
 from fedspa.data import Client, check_clients, client_names
 from fedspa.model import (
@@ -87,8 +85,7 @@ def _prepare(
 ) -> Run:
     """Check everything that a run depends on, before it starts."""
     blocks = decoder_blocks(model)
-    check_clients(clients, vocabulary_size(model))
-    _check_lengths(model, clients)
+    check_clients(clients, vocabulary_size(model), longest_window(model))
     _check_target(clients, settings)
     width = None
     if settings.pattern is not None:
@@ -116,16 +113,6 @@ def _order_key(member: Member) -> str:
     tokens = client.tokens.contiguous().cpu().numpy().tobytes()
     settings = repr((client.tokens.shape, client.capacity, client.sparsity)).encode()
     return hashlib.sha256(tokens + settings).hexdigest()
-
-
-def _check_lengths(model: nn.Module, clients: Sequence[Client]) -> None:
-    limit = longest_window(model)
-    longest = max(client.tokens.shape[1] for client in clients)
-    if limit is not None and longest > limit:
-        raise ValueError(
-            f"federate: windows of {longest} tokens are longer than the {limit} positions of "
-            f"this model; cut them to at most {limit}"
-        )
 
 
 def _check_target(clients: Sequence[Client], settings: Settings) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fedspa.messages import BlockMessage, LayerMessage, pack_layer
-from fedspa.settings import Settings, Target
+from fedspa.settings import Settings, Target, message_dtype
 from fedspa_kernels import L0Accumulator, expand_mask
 
 
@@ -132,7 +132,7 @@ def pack_block(
     agreed: dict[str, AgreedLayer], round_index: int, block: int, settings: Settings
 ) -> BlockMessage:
     """The agreed block as the message that its clients receive."""
-    dtype = None if settings.message_dtype is None else getattr(torch, settings.message_dtype)
+    dtype = message_dtype(settings)
     mask_only = settings.aggregation == "mask"
     layers: dict[str, LayerMessage] = {
         name: pack_layer(layer.weight, layer.mask, dtype, mask_only)

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any
 
+import torch
+
 from fedspa_kernels.arguments import parse_pattern
 
 AGGREGATIONS = ("l0", "mean", "mask")
@@ -78,8 +80,7 @@ class Settings:
             _check_positive_int(name, getattr(self, name))
         if self.layers_per_client is not None:
             _check_positive_int("layers_per_client", self.layers_per_client)
-        number = isinstance(self.damping, int | float) and math.isfinite(self.damping)
-        if not number or self.damping < 0:
+        if not is_number(self.damping) or not 0 <= self.damping < math.inf:
             raise ValueError(f"settings: damping must be 0 or more, not {self.damping!r}")
         if not isinstance(self.seed, int):
             raise ValueError(f"settings: seed must be a whole number, not {self.seed!r}")
@@ -133,12 +134,21 @@ def _check_target(sparsity: float | None, pattern: str | None) -> None:
 
 def check_sparsity(who: str, sparsity: float) -> None:
     """Raise ValueError unless `sparsity` is a number in [0, 1)."""
-    number = isinstance(sparsity, int | float) and not isinstance(sparsity, bool)
-    if not number or not 0 <= sparsity < 1:
+    if not is_number(sparsity) or not 0 <= sparsity < 1:
         raise ValueError(
             f"{who}: sparsity {sparsity!r} is outside [0, 1): it is the share of weights to "
             f"prune, such as 0.6 for 60 %"
         )
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is a number, which True and False are not here."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def message_dtype(settings: Settings) -> torch.dtype | None:
+    """The dtype of weights in messages; None keeps the model's own."""
+    return None if settings.message_dtype is None else getattr(torch, settings.message_dtype)
 
 
 def _check_combinations(settings: Settings) -> None:

@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+# What a block is called with beside its hidden states: positional and named arguments.
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+
 
 @dataclass
 class Stream:
@@ -22,7 +25,7 @@ class Stream:
     """
 
     hidden: list[Tensor]
-    arguments: dict[int, list[tuple[tuple[Any, ...], dict[str, Any]]]]
+    arguments: dict[int, list[Call]]
 
     def inputs(self, block_index: int) -> Iterator[tuple[Tensor, tuple[Any, ...], dict[str, Any]]]:
         """Every batch as the three arguments of `run_block`."""
@@ -40,23 +43,28 @@ def embed(model: nn.Module, blocks: nn.ModuleList, tokens: Tensor, batch_size: i
     """
     stream = Stream([], {})
     device = next(model.parameters()).device
-    for batch in tokens.split(batch_size):
-        calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-        with _recorders(blocks, calls, stream.hidden), suppress(_LastBlockReached):
-            model(input_ids=batch.to(device), use_cache=False)
-        if stream.hidden[-1].ndim != 3:
-            raise ValueError(
-                f"{type(model).__name__}: its blocks take inputs of shape "
-                f"{tuple(stream.hidden[-1].shape)}; fedspa walks blocks that take "
-                f"(batch, length, width)"
-            )
-        known = stream.arguments.setdefault(batch.shape[0], calls)
-        if known is not calls and not _same(known, calls):
-            raise ValueError(
-                f"{type(model).__name__}: its blocks take arguments that depend on the tokens "
-                f"beside their hidden states; fedspa cannot walk such blocks one by one"
-            )
+    with _recorders(blocks, stream.hidden) as calls:
+        for batch in tokens.split(batch_size):
+            calls.clear()
+            with suppress(_LastBlockReached):
+                model(input_ids=batch.to(device), use_cache=False)
+            _keep_arguments(stream, batch.shape[0], list(calls), type(model).__name__)
     return stream
+
+
+def _keep_arguments(stream: Stream, batch_size: int, calls: list[Call], model: str) -> None:
+    """Keep what the blocks were called with, or refuse blocks that cannot be walked with it."""
+    if stream.hidden[-1].ndim != 3:
+        raise ValueError(
+            f"{model}: its blocks take inputs of shape {tuple(stream.hidden[-1].shape)}; fedspa "
+            f"walks blocks that take (batch, length, width)"
+        )
+    known = stream.arguments.setdefault(batch_size, calls)
+    if known is not calls and not _same(known, calls):
+        raise ValueError(
+            f"{model}: its blocks take arguments that depend on the tokens beside their hidden "
+            f"states; fedspa cannot walk such blocks one by one"
+        )
 
 
 def _same(left: Any, right: Any) -> bool:
@@ -81,14 +89,16 @@ class _LastBlockReached(Exception):
 
 
 @contextmanager
-def _recorders(blocks: nn.ModuleList, calls: list[Any], firsts: list[Tensor]) -> Iterator[None]:
+def _recorders(blocks: nn.ModuleList, firsts: list[Tensor]) -> Iterator[list[Call]]:
     """Let every block note its arguments and hand its input on, the first one also its input.
 
-    The first block really runs, once a batch, to show how this architecture returns its output.
+    The first block really runs, once, to show how this architecture returns its output.
     """
     kept = [block.__dict__.get("forward") for block in blocks]
     first_forward, last = blocks[0].forward, len(blocks) - 1
-    rest: list[Any] = []
+    calls: list[Call] = []
+    # What follows the hidden states in a block's output: nothing, where it is a tensor.
+    rest: list[tuple[Any, ...] | None] = []
 
     def recorder(index: int) -> Any:
         def record(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -97,17 +107,17 @@ def _recorders(blocks: nn.ModuleList, calls: list[Any], firsts: list[Tensor]) ->
                 firsts.append(hidden_states)
             if index == last:
                 raise _LastBlockReached
-            if index == 0:
+            if not rest:
                 output = first_forward(hidden_states, *args, **kwargs)
-                rest[:] = [output[1:]] if isinstance(output, tuple) else []
-            return (hidden_states, *rest[0]) if rest else hidden_states
+                rest.append(output[1:] if isinstance(output, tuple) else None)
+            return hidden_states if rest[0] is None else (hidden_states, *rest[0])
 
         return record
 
     for index, block in enumerate(blocks):
         block.forward = recorder(index)
     try:
-        yield
+        yield calls
     finally:
         for block, forward in zip(blocks, kept, strict=True):
             if forward is None:
