@@ -91,6 +91,7 @@ def compile_library(work: Path) -> dict:
     ninja = find_tool("ninja")
     cmake = find_tool("cmake")
     configure = [cmake, "-S", str(ROOT), "-B", str(work), f"-DTORCH_DIR={torch_dir}"]
+    configure += shlex.split(os.environ.get("CMAKE_ARGS", ""))
     if ninja:
         configure += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
     environment = {"CXX": shlex.join(find_compiler()), **os.environ}

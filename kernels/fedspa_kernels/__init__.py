@@ -6,7 +6,7 @@ Every function here is also a registered PyTorch operator, `torch.ops.fedspa.<na
 from fedspa_kernels.bitmask import compress, decompress, pack_mask, unpack_mask
 from fedspa_kernels.expansion import expand_mask
 from fedspa_kernels.hessian import accumulate_hessian_
-from fedspa_kernels.l0 import L0Accumulator, l0_average
+from fedspa_kernels.l0 import L0Accumulator, l0_average, l0_average_compressed
 from fedspa_kernels.obs import obs_prune
 from fedspa_kernels.results import Average, Compressed, Pruned
 from fedspa_kernels.selection import smallest_mask
@@ -22,6 +22,7 @@ __all__ = [
     "decompress",
     "expand_mask",
     "l0_average",
+    "l0_average_compressed",
     "obs_prune",
     "pack_mask",
     "smallest_mask",

@@ -1,4 +1,4 @@
-"""The compiled library: what was built, why the rest was not, and how it is loaded.
+"""The compiled library: what was built, why the rest was not, how it is loaded and called.
 
 setup.py leaves a record of each build beside the library. A source tree that was never installed
 has neither.
@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 LIBRARY = Path(__file__).with_name("libfedspa_native.so")
 RECORD = Path(__file__).with_name("_build.json")
+REBUILD = "`pip install --no-build-isolation --no-deps --force-reinstall .` in FedSpa's source tree"
+# The oldest GPU that the library has code for (CMakeLists.txt); newer ones compile its PTX.
+OLDEST_GPU = (8, 0)
 
 
 def built() -> tuple[str, ...]:
@@ -40,10 +45,44 @@ def load() -> bool:
     except OSError as error:
         raise RuntimeError(
             f"fedspa_kernels: {LIBRARY} was built with torch {_record()['torch']} and does not "
-            f"load into torch {torch.__version__} ({error}); rebuild it with `pip install "
-            "--no-build-isolation --no-deps --force-reinstall .` in FedSpa's source tree"
+            f"load into torch {torch.__version__} ({error}); rebuild it with {REBUILD}"
         ) from error
     return True
+
+
+@functools.cache
+def why_not_on(device_type: str) -> str:
+    """Why the library does not serve a device type here, as half a sentence, or ""."""
+    load()
+    if device_type not in built():
+        return f"the library is not built ({why_not()}), which {REBUILD} does"
+    if device_type != "cuda" or not torch.cuda.is_available():
+        return ""
+    gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    for gpu in gpus:
+        if (gpu.major, gpu.minor) < OLDEST_GPU:
+            return (
+                f"{gpu.name} has compute capability {gpu.major}.{gpu.minor} and the library has "
+                f"code for {OLDEST_GPU[0]}.{OLDEST_GPU[1]} and newer"
+            )
+    return ""
+
+
+class _Kernels:
+    """The compiled kernels as functions, each on the current stream of its tensors' device."""
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        operator = getattr(torch.ops.fedspa_native, name).default
+        return lambda *arguments: operator(*arguments, _current_stream(arguments[0]))
+
+
+KERNELS = _Kernels()
+
+
+def _current_stream(argument: Tensor | list[Tensor]) -> int:
+    """Return the cudaStream_t as an integer: the stable ABI of torch 2.10 has no way to ask."""
+    tensor = argument if isinstance(argument, Tensor) else argument[0]
+    return torch.cuda.current_stream(tensor.device).cuda_stream if tensor.is_cuda else 0
 
 
 def _record() -> dict[str, Any]:

@@ -50,7 +50,7 @@ def backend(tree: Path, hook: str, **environment: str) -> subprocess.CompletedPr
     return subprocess.run(
         [sys.executable, "-c", code],
         cwd=tree,
-        env={**os.environ, **environment},
+        env={**os.environ, "CMAKE_ARGS": "-DCUDA=OFF", **environment},
         capture_output=True,
         text=True,
     )

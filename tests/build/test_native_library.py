@@ -1,7 +1,8 @@
-"""The native library: what was built is what loads, and its two operators agree with numpy."""
+"""The native library: what was built is what loads, and what it refuses past the doors."""
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +12,6 @@ import pytest
 import torch
 
 from fedspa_kernels import native
-
-SIZES = [0, 1, 7, 8, 9, 63, 64, 65, 1000]
-LEADING = [(), (1,), (3,), (2, 5), (0,), (4, 0, 2)]
 
 needs_library = pytest.mark.skipif(not native.built(), reason=native.why_not())
 
@@ -48,27 +46,34 @@ def test_load_says_whether_there_is_a_library_and_can_be_called_again():
     assert native.load() == bool(native.built())
 
 
-@needs_library
-def test_the_operators_are_registered_for_the_cpu():
-    native.load()
-    for name in ("pack_mask", "unpack_mask"):
-        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"fedspa_native::{name}", "CPU")
+def schemas() -> list[str]:
+    """The names of all operators that csrc/schemas.cpp defines."""
+    source = Path(native.__file__).with_name("csrc") / "schemas.cpp"
+    return re.findall(r'"(\w+)\(Tensor', source.read_text())
 
 
 @needs_library
-@pytest.mark.parametrize("leading", LEADING, ids=str)
-@pytest.mark.parametrize("n", SIZES)
-def test_pack_and_unpack_agree_with_numpy(n, leading):
+@pytest.mark.parametrize("device", native.built())
+def test_every_operator_is_there_for_every_device_that_was_built(device):
     native.load()
-    mask = random_mask(*leading, n)
-    bits = torch.ops.fedspa_native.pack_mask(mask)
-    expected = np.packbits(mask.numpy(), axis=-1, bitorder="little")
-    assert bits.dtype == torch.uint8 and tuple(bits.shape) == expected.shape
-    assert np.array_equal(bits.numpy(), expected)
-    restored = torch.ops.fedspa_native.unpack_mask(bits, n)
-    # As bytes: a bool that is neither 0 nor 1 would compare equal, and go wrong later.
-    assert restored.dtype == torch.bool and restored.shape == mask.shape
-    assert torch.equal(restored.view(torch.uint8), mask.view(torch.uint8))
+    assert len(schemas()) > 10
+    for name in schemas():
+        operator = f"fedspa_native::{name}"
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(operator, device.upper()), operator
+
+
+@needs_library
+def test_the_library_has_no_instructions_outside_of_the_functions_that_choose_them():
+    """Inline functions of the standard library are shared: a wide one would end an old machine."""
+    names = subprocess.run(
+        ["nm", "-C", "--defined-only", str(native.LIBRARY)], capture_output=True, text=True
+    )
+    if names.returncode:
+        pytest.skip("nm is not installed")
+    weak_and_wide = [
+        line for line in names.stdout.splitlines() if " W " in line and ".avx" in line.lower()
+    ]
+    assert not weak_and_wide
 
 
 @needs_library
@@ -79,26 +84,53 @@ def test_work_shared_by_threads_is_the_same_work(shape):
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(max(2, threads))
-        bits = torch.ops.fedspa_native.pack_mask(mask)
-        restored = torch.ops.fedspa_native.unpack_mask(bits, shape[-1])
+        bits = native.KERNELS.pack_mask(mask)
+        restored = native.KERNELS.unpack_mask(bits, shape[-1])
     finally:
         torch.set_num_threads(threads)
     assert np.array_equal(bits.numpy(), np.packbits(mask.numpy(), axis=-1, bitorder="little"))
     assert torch.equal(restored, mask)
 
 
+def wrong_calls():
+    """Calls that would read or write memory that is not theirs, if they were believed."""
+    weight, mask = torch.ones(4, 8), random_mask(4, 8)
+    bits, offsets = torch.zeros(4, 1, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64)
+    norms, votes = torch.ones(8), torch.ones(4, 8, dtype=torch.int32)
+    return {
+        "pack_mask of floats": ("pack_mask", weight),
+        "pack_mask of a view": ("pack_mask", random_mask(16, 16).T),
+        "unpack_mask of too few bytes": ("unpack_mask", bits, 9),
+        "unpack_mask of -1": ("unpack_mask", bits, -1),
+        "smallest_mask of a vector": ("smallest_mask", norms, 1),
+        "smallest_mask of too many": ("smallest_mask", weight, 9),
+        "smallest_mask of float64": ("smallest_mask", weight.double(), 1),
+        "wanda_scores with few norms": ("wanda_scores", weight, norms[:3]),
+        "wanda_prune with few norms": ("wanda_prune", weight, norms[:3], False, 8, 1),
+        "wanda_prune with norms of columns": ("wanda_prune", weight, norms, True, 8, 1),
+        "wanda_prune in odd groups": ("wanda_prune", weight, norms, False, 5, 1),
+        "expand_mask with few scores": ("expand_mask", votes, weight[:2], 3, 8, 1),
+        "expand_mask in odd groups": ("expand_mask", votes, None, 3, 5, 1),
+        "l0_average of two shapes": ("l0_average", [weight, weight[:2]], []),
+        "l0_average with one mask": ("l0_average", [weight, weight], [mask]),
+        "l0_add_ with a small total": ("l0_add_", norms, votes, None, weight, None, 1.0),
+        "count_kept of a wider row": ("count_kept", bits, 100, 8),
+        "compress_values with few offsets": (
+            "compress_values", weight, bits, offsets[:2], 0, 8
+        ),
+        "decompress_values with few offsets": (
+            "decompress_values", bits, norms, offsets[:2], 8, 8
+        ),
+        "mirror_upper_ of a rectangle": ("mirror_upper_", weight[None]),
+    }  # fmt: skip
+
+
 @needs_library
-def test_what_would_read_foreign_memory_is_refused():
-    native.load()
-    pack, unpack = torch.ops.fedspa_native.pack_mask, torch.ops.fedspa_native.unpack_mask
-    with pytest.raises(RuntimeError, match="contiguous bool tensor"):
-        pack(torch.zeros(8))
-    with pytest.raises(RuntimeError, match="contiguous bool tensor"):
-        pack(random_mask(16, 16).T)
-    with pytest.raises(RuntimeError, match="9 elements need 2 bytes .* there are 1"):
-        unpack(torch.zeros(3, 1, dtype=torch.uint8), 9)
-    with pytest.raises(RuntimeError, match="-1 elements"):
-        unpack(torch.zeros(0, dtype=torch.uint8), -1)
+@pytest.mark.parametrize("call", wrong_calls())
+def test_what_would_reach_foreign_memory_is_refused(call):
+    name, *arguments = wrong_calls()[call]
+    with pytest.raises(RuntimeError, match=name.rstrip("_")):
+        getattr(native.KERNELS, name)(*arguments)
 
 
 def test_a_tree_that_was_never_installed_has_no_library_and_says_why(tmp_path):

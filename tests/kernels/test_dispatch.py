@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -18,21 +19,28 @@ def run_python(*arguments):
 @pytest.fixture
 def nothing_built(monkeypatch):
     """As if the package had been installed without a compiler."""
-    monkeypatch.setattr(dispatch, "_native_devices", tuple)
+    native.why_not_on.cache_clear()
+    monkeypatch.setattr(native, "load", lambda: False)
     monkeypatch.setattr(native, "built", tuple)
     monkeypatch.setattr(native, "why_not", lambda: "no C++ compiler was found")
+    yield
+    native.why_not_on.cache_clear()
 
 
 @pytest.fixture
 def two_backends(monkeypatch):
     """An operator that says which backend ran it."""
     backends = {
-        "reference": dispatch.Backend(lambda: "reference", None),
-        "native": dispatch.Backend(lambda: "native", ("cpu",)),
+        "reference": dispatch.Backend(lambda *_: "reference"),
+        "native": dispatch.Backend(
+            lambda *_: "native", ("cpu",), lambda *numbers: "it is odd" if sum(numbers) % 2 else ""
+        ),
     }
     monkeypatch.setitem(dispatch._BACKENDS, "either", backends)
-    monkeypatch.setattr(dispatch, "_native_devices", lambda: ("cpu",))
-    return lambda backend=None: dispatch.run("either", torch.device("cpu"), backend)
+    monkeypatch.setattr(native, "why_not_on", lambda device: "" if device == "cpu" else "not here")
+    return lambda *arguments, backend=None: dispatch.run(
+        "either", torch.device("cpu"), backend, *arguments
+    )
 
 
 def test_the_preferred_backend_runs_without_a_choice(two_backends):
@@ -47,15 +55,30 @@ def test_the_environment_is_read_at_each_call_and_an_argument_overrides_it(
 ):
     monkeypatch.setenv("FEDSPA_BACKEND", "reference")
     assert two_backends() == "reference"
-    assert two_backends("native") == "native"
+    assert two_backends(backend="native") == "native"
     monkeypatch.setenv("FEDSPA_BACKEND", "")
     assert two_backends() == "native"
 
 
-def test_a_backend_that_is_not_written_is_an_error_never_a_fallback(monkeypatch):
-    sentence = (
-        "smallest_mask: no triton backend for cpu tensors, none is written; available: reference"
-    )
+def test_what_a_backend_refuses_goes_to_the_next_unless_it_was_asked_for(two_backends):
+    assert two_backends(2) == "native"
+    assert two_backends(3) == "reference"
+    with pytest.raises(RuntimeError, match="either: the native backend cannot run .* it is odd"):
+        two_backends(3, backend="native")
+
+
+def test_float64_goes_to_the_reference_and_is_never_narrowed():
+    scores = SCORES.double() * 1e200
+    assert smallest_mask(scores, 1).tolist() == [[False, True, False]]
+    for backend in set(dispatch.available("smallest_mask", "cpu")) - {"reference"}:
+        sentence = f"the {backend} backend cannot run .* a tensor is float64"
+        with pytest.raises(RuntimeError, match=sentence):
+            smallest_mask(scores, 1, backend=backend)
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="Triton is interpreted here")
+def test_a_backend_that_is_not_there_is_an_error_never_a_fallback(monkeypatch):
+    sentence = "smallest_mask: no triton backend for cpu tensors, Triton runs on a GPU"
     with pytest.raises(RuntimeError, match=sentence):
         smallest_mask(SCORES, 1, backend="triton")
     monkeypatch.setenv("FEDSPA_BACKEND", "triton")
@@ -69,6 +92,23 @@ def test_a_backend_that_is_not_built_says_why_and_how_to_build_it(nothing_built)
     with pytest.raises(RuntimeError, match=sentence):
         pack_mask(mask, backend="native")
     assert pack_mask(mask).tolist() == [7]
+
+
+def test_an_old_gpu_is_named_with_its_compute_capability(monkeypatch):
+    class OldGpu:
+        name, major, minor = "Tesla V100", 7, 0
+
+    native.why_not_on.cache_clear()
+    monkeypatch.setattr(native, "load", lambda: True)
+    monkeypatch.setattr(native, "built", lambda: ("cpu", "cuda"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: OldGpu)
+    reason = native.why_not_on("cuda")
+    native.why_not_on.cache_clear()
+    assert reason == (
+        "Tesla V100 has compute capability 7.0 and the library has code for 8.0 and newer"
+    )
 
 
 def test_an_unknown_backend_is_an_error(monkeypatch):

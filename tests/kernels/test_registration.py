@@ -27,6 +27,7 @@ CALLS = [
     ("obs_prune", (WEIGHT[None], HESSIAN[None]), {"mask": MASK[None]}),
     ("l0_average", ([WEIGHT, WEIGHT * MASK],), {}),
     ("l0_average", ([WEIGHT.bfloat16()] * 2, [MASK, ~MASK]), {}),
+    ("l0_average_compressed", ([BITS] * 2, [torch.ones(10), torch.zeros(10)], [2, 8]), {}),
     ("expand_mask", (VOTES, 2), {"sparsity": 0.5, "scores": WEIGHT}),
     ("expand_mask", (VOTES.T, 2), {"sparsity": 0.5, "group": "column"}),
     ("expand_mask", (VOTES, 2), {"pattern": "2:4"}),

@@ -1,14 +1,14 @@
 """Masks as bits and sparse tensors as bits and values: what travels between client and server."""
 
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from fedspa_kernels import dispatch
 from fedspa_kernels.arguments import check_devices, check_floats, check_mask
-from fedspa_kernels.bitmask import native, reference
+from fedspa_kernels.bitmask import kernel, reference
+from fedspa_kernels.bitmask.values import check_padding
 from fedspa_kernels.results import Compressed
 
 
@@ -63,7 +63,8 @@ def _check_axes(operator: str, name: str, tensor: Tensor) -> None:
         raise ValueError(f"{operator}: {name} has no axis to pack along; pass it as shape (1,)")
 
 
-def _check_bits(operator: str, bits: Tensor, shape: Sequence[int]) -> None:
+def check_bits(operator: str, bits: Tensor, shape: Sequence[int]) -> None:
+    """Raise ValueError where bits are not uint8, or not the packed mask of a shape."""
     if bits.dtype != torch.uint8:
         raise ValueError(f"{operator}: bits have dtype {bits.dtype}; pass uint8, as packed")
     if not shape or any(size < 0 for size in shape):
@@ -77,14 +78,6 @@ def _check_bits(operator: str, bits: Tensor, shape: Sequence[int]) -> None:
         )
 
 
-def _check_padding(operator: str, bits: Tensor, n: int) -> None:
-    if n % 8 and (bits[..., -1] >> n % 8).any():
-        raise ValueError(
-            f"{operator}: a bit beyond the width {n} is set; the bits are damaged, "
-            "or were packed from a wider mask or in big bit order"
-        )
-
-
 def _check_compress(weight: Tensor, mask: Tensor) -> None:
     check_floats("compress", weight=weight)
     check_devices("compress", weight=weight, mask=mask)
@@ -95,7 +88,7 @@ def _check_compress(weight: Tensor, mask: Tensor) -> None:
 def _check_decompress(bits: Tensor, values: Tensor, shape: Sequence[int]) -> None:
     check_floats("decompress", values=values)
     check_devices("decompress", bits=bits, values=values)
-    _check_bits("decompress", bits, shape)
+    check_bits("decompress", bits, shape)
     if values.dim() != 1:
         raise ValueError(f"decompress: values are {tuple(values.shape)}; pass one dimension")
 
@@ -107,7 +100,7 @@ def _check_pack(mask: Tensor) -> None:
 
 def _check_unpack(bits: Tensor, n: int) -> None:
     _check_axes("unpack_mask", "bits", bits)
-    _check_bits("unpack_mask", bits, (*bits.shape[:-1], n))
+    check_bits("unpack_mask", bits, (*bits.shape[:-1], n))
 
 
 def _pack(mask: Tensor, *, backend: str | None = None) -> Tensor:
@@ -122,7 +115,7 @@ def _fake_pack(mask: Tensor, *, backend: str | None = None) -> Tensor:
 
 def _unpack(bits: Tensor, n: int, *, backend: str | None = None) -> Tensor:
     _check_unpack(bits, n)
-    _check_padding("unpack_mask", bits, n)
+    check_padding("unpack_mask", bits, n)
     return dispatch.run("unpack_mask", bits.device, backend, bits, n)
 
 
@@ -148,7 +141,7 @@ def _decompress(
     bits: Tensor, values: Tensor, shape: Sequence[int], *, backend: str | None = None
 ) -> Tensor:
     _check_decompress(bits, values, shape)
-    _check_padding("decompress", bits, shape[-1])
+    check_padding("decompress", bits, shape[-1])
     return dispatch.run("decompress", bits.device, backend, bits, values, shape)
 
 
@@ -174,14 +167,6 @@ dispatch.define(
     _fake_decompress,
 )
 
-dispatch.add("pack_mask", "reference", reference.pack_mask)
-dispatch.add("unpack_mask", "reference", reference.unpack_mask)
-dispatch.add("compress", "reference", reference.compress)
-dispatch.add("decompress", "reference", reference.decompress)
-
-dispatch.add("pack_mask", "native", native.pack_mask, ("cpu",))
-dispatch.add("unpack_mask", "native", native.unpack_mask, ("cpu",))
-dispatch.add("compress", "native", partial(reference.compress, pack=native.pack_mask), ("cpu",))
-dispatch.add(
-    "decompress", "native", partial(reference.decompress, unpack=native.unpack_mask), ("cpu",)
-)
+for _name in ("pack_mask", "unpack_mask", "compress", "decompress"):
+    dispatch.add(_name, "reference", getattr(reference, _name))
+    dispatch.add_kernels(_name, getattr(kernel, _name), family="bitmask")

@@ -1,50 +1,25 @@
-// Bit masks on the CPU: eight bools a byte along the last axis, little bit order.
+// Bit masks and compressed weights on the CPU.
 //
-// pack_mask    bool (..., n), contiguous                -> uint8 (..., ceil(n / 8)), spare bits 0
-// unpack_mask  uint8 (..., ceil(n / 8)), contiguous, n  -> bool (..., n)
+// pack_mask          bool (..., n) -> uint8 (..., ceil(n / 8)), little bit order, spare bits 0
+// unpack_mask        the inverse
+// count_kept         bits (rows, ceil(n / 8)) -> int64 (rows * segments,), the set bits of each
+// compress_values    weight (rows, n) and bits -> values (kept,), those whose bit is set
+// decompress_values  the inverse, 0 where a bit is not set
 //
-// Both are bound by memory, so eight elements are moved as one 64-bit word with a multiplication
-// that every CPU has: one binary serves old machines, and no intrinsics are needed to come near the
-// speed of a copy.
+// A row is cut into segments (a multiple of eight elements, the last may be shorter). `offsets`
+// says where the values of each segment begin, so that segments are independent tasks.
 
+#include <bits.h>
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
 
-#include <algorithm>
-#include <bit>
-#include <cstdint>
-#include <cstring>
 #include <vector>
 
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
-static_assert(std::endian::native == std::endian::little,
-              "element i of a word must be its i-th lowest byte");
+using namespace fedspa;
 
 // Below this many packed bytes a second thread costs more than it saves.
 constexpr int64_t BYTES_PER_TASK = 16384;
-
-constexpr uint64_t LOW_BIT_OF_EACH_BYTE = 0x0101010101010101;
-
-// Byte i holds 0 or 1. The product moves it from bit 8i to bit 56 + i; all 64 partial products land
-// on different bits, so nothing carries into the top byte.
-uint8_t pack_word(uint64_t bools) {
-  return static_cast<uint8_t>((bools * 0x0102040810204080) >> 56);
-}
-
-// Every byte gets a copy of `bits` and keeps bit i of it, which is 0 or 2^i. Adding 127 raises the
-// top bit of exactly the bytes that are not 0 (2^i + 127 <= 255: no carry), and the shift makes
-// that top bit a bool.
-uint64_t unpack_word(uint8_t bits) {
-  const uint64_t one_bit_each = (bits * LOW_BIT_OF_EACH_BYTE) & 0x8040201008040201;
-  return ((one_bit_each + 0x7f7f7f7f7f7f7f7f) >> 7) & LOW_BIT_OF_EACH_BYTE;
-}
 
 // Calls word(row, byte, count) for every packed byte, where count <= 8 is the number of elements in
 // that byte. The tasks are ranges of bytes, not of rows, so that one long row is shared between the
@@ -52,10 +27,7 @@ uint64_t unpack_word(uint8_t bits) {
 template <class Word>
 void for_each_byte(int64_t rows, int64_t n, const Word& word) {
   const int64_t bytes = (n + 7) / 8;
-  torch::stable::parallel_for(0, rows * bytes, BYTES_PER_TASK, [&](int64_t begin, int64_t end) {
-    // A copy on this thread's stack: a store through a byte pointer could change the original, for
-    // all that the compiler knows, so that it would read the pointers anew for every byte.
-    const Word call = word;
+  for_ranges(rows * bytes, BYTES_PER_TASK, [=](int64_t begin, int64_t end) FEDSPA_BODY {
     int64_t row = begin / bytes;
     int64_t byte = begin % bytes;
     for (int64_t left = end - begin; left > 0; ++row, byte = 0) {
@@ -64,22 +36,13 @@ void for_each_byte(int64_t rows, int64_t n, const Word& word) {
       // The whole words stand in a loop of their own, where count is a constant and the copies are
       // single moves.
       for (const int64_t whole = std::min(stop, n / 8); byte < whole; ++byte) {
-        call(row, byte, 8);
+        word(row, byte, 8);
       }
       if (byte < stop) {
-        call(row, byte, n % 8);
+        word(row, byte, n % 8);
       }
     }
   });
-}
-
-// A wrong dtype, stride or length would read memory that is not ours, and torch.ops can be called
-// past the Python door.
-int64_t last_size(const char* name, const Tensor& tensor, ScalarType dtype) {
-  STD_TORCH_CHECK(tensor.scalar_type() == dtype && tensor.is_contiguous() && tensor.dim() > 0, name,
-                  ": needs a contiguous ", dtype == ScalarType::Bool ? "bool" : "uint8",
-                  " tensor of one or more dimensions");
-  return tensor.size(tensor.dim() - 1);
 }
 
 Tensor with_last_size(const Tensor& like, int64_t size, ScalarType dtype) {
@@ -89,49 +52,155 @@ Tensor with_last_size(const Tensor& like, int64_t size, ScalarType dtype) {
   return torch::stable::new_empty(like, shape, dtype);
 }
 
-Tensor pack_mask(const Tensor& mask) {
-  const int64_t n = last_size("pack_mask", mask, ScalarType::Bool);
+Tensor pack_mask(const Tensor& mask, int64_t) {
+  check_contiguous("pack_mask", mask, ScalarType::Bool);
+  STD_TORCH_CHECK(mask.dim() > 0, "pack_mask: needs an axis to pack along");
+  const int64_t n = mask.size(mask.dim() - 1);
   const int64_t bytes = (n + 7) / 8;
   Tensor packed = with_last_size(mask, bytes, ScalarType::Byte);
   if (packed.numel() == 0) {
     return packed;
   }
-  const auto* in = static_cast<const uint8_t*>(mask.const_data_ptr());
-  auto* out = static_cast<uint8_t*>(packed.mutable_data_ptr());
-  for_each_byte(packed.numel() / bytes, n, [=](int64_t row, int64_t byte, int64_t count) {
-    uint64_t bools = 0;
-    std::memcpy(&bools, in + row * n + byte * 8, count);
-    out[row * bytes + byte] = pack_word(bools);
-  });
+  const auto* in = data<uint8_t>(mask);
+  auto* out = mutable_data<uint8_t>(packed);
+  for_each_byte(packed.numel() / bytes, n,
+                [=](int64_t row, int64_t byte, int64_t count) FEDSPA_BODY {
+                  uint64_t bools = 0;
+                  std::memcpy(&bools, in + row * n + byte * 8, count);
+                  out[row * bytes + byte] = pack_word(bools);
+                });
   return packed;
 }
 
-Tensor unpack_mask(const Tensor& packed, int64_t n) {
-  const int64_t bytes = last_size("unpack_mask", packed, ScalarType::Byte);
+Tensor unpack_mask(const Tensor& packed, int64_t n, int64_t) {
+  check_contiguous("unpack_mask", packed, ScalarType::Byte);
+  STD_TORCH_CHECK(packed.dim() > 0, "unpack_mask: needs an axis to unpack along");
+  const int64_t bytes = packed.size(packed.dim() - 1);
   STD_TORCH_CHECK(n >= 0 && bytes == (n + 7) / 8, "unpack_mask: ", n, " elements need ",
                   (n + 7) / 8, " bytes along the last axis, and there are ", bytes);
   Tensor mask = with_last_size(packed, n, ScalarType::Bool);
   if (mask.numel() == 0) {
     return mask;
   }
-  const auto* in = static_cast<const uint8_t*>(packed.const_data_ptr());
-  auto* out = static_cast<uint8_t*>(mask.mutable_data_ptr());
-  for_each_byte(packed.numel() / bytes, n, [=](int64_t row, int64_t byte, int64_t count) {
-    const uint64_t bools = unpack_word(in[row * bytes + byte]);
-    std::memcpy(out + row * n + byte * 8, &bools, count);
-  });
+  const auto* in = data<uint8_t>(packed);
+  auto* out = mutable_data<uint8_t>(mask);
+  for_each_byte(packed.numel() / bytes, n,
+                [=](int64_t row, int64_t byte, int64_t count) FEDSPA_BODY {
+                  const uint64_t bools = unpack_word(in[row * bytes + byte]);
+                  std::memcpy(out + row * n + byte * 8, &bools, count);
+                });
   return mask;
+}
+
+// The segments of (rows, n) elements and their bits.
+struct Segments {
+  int64_t n;
+  int64_t size;
+  int64_t in_row;
+  int64_t count;
+
+  Segments(const char* name, const Tensor& bits, int64_t n, int64_t size)
+      : n(n), size(size), in_row(0), count(0) {
+    check_contiguous(name, bits, ScalarType::Byte);
+    STD_TORCH_CHECK(n >= 0 && size > 0 && size % 8 == 0, name,
+                    ": needs n >= 0 and segments of a multiple of 8");
+    STD_TORCH_CHECK(bits.dim() == 2 && bits.size(1) == (n + 7) / 8, name,
+                    ": needs bits (rows, ceil(n / 8))");
+    in_row = (n + size - 1) / size;
+    count = bits.size(0) * in_row;
+  }
+
+  // Calls call(segment, first element, first byte, elements) for every segment, in parallel.
+  template <class Call>
+  void for_each(const Call& call) const {
+    const int64_t grain = std::max<int64_t>(1, BYTES_PER_TASK * 4 / size);
+    for_ranges(count, grain, [call, segments = *this](int64_t begin, int64_t end) FEDSPA_BODY {
+      const int64_t bytes = (segments.n + 7) / 8;
+      for (int64_t segment = begin; segment < end; ++segment) {
+        const int64_t row = segment / segments.in_row;
+        const int64_t first = segment % segments.in_row * segments.size;
+        call(segment, row * segments.n + first, row * bytes + first / 8,
+             std::min(segments.size, segments.n - first));
+      }
+    });
+  }
+};
+
+Tensor count_kept(const Tensor& bits, int64_t n, int64_t segment, int64_t) {
+  const Segments segments("count_kept", bits, n, segment);
+  Tensor counts = new_empty(bits, {segments.count}, ScalarType::Long);
+  const auto* in = data<uint8_t>(bits);
+  auto* out = mutable_data<int64_t>(counts);
+  segments.for_each(
+      [=](int64_t index, int64_t, int64_t byte, int64_t elements)
+          FEDSPA_BODY { out[index] = count_bits(in + byte, (elements + 7) / 8); });
+  return counts;
+}
+
+// Values are moved as bits, whatever their dtype.
+template <class Call>
+void for_element_size(const char* name, const Tensor& tensor, const Call& call) {
+  switch (tensor.element_size()) {
+    case 2:
+      return call.template operator()<uint16_t>();
+    case 4:
+      return call.template operator()<uint32_t>();
+    case 8:
+      return call.template operator()<uint64_t>();
+  }
+  STD_TORCH_CHECK(false, name, ": needs elements of 2, 4 or 8 bytes");
+}
+
+Tensor compress_values(const Tensor& weight, const Tensor& bits, const Tensor& offsets,
+                       int64_t kept, int64_t segment, int64_t) {
+  STD_TORCH_CHECK(weight.dim() == 2, "compress_values: needs a weight (rows, n)");
+  const Segments segments("compress_values", bits, weight.size(1), segment);
+  check_contiguous("compress_values", weight, weight.scalar_type());
+  check_sizes("compress_values", weight, {bits.size(0), segments.n});
+  check_contiguous("compress_values", offsets, ScalarType::Long);
+  check_sizes("compress_values", offsets, {segments.count});
+  Tensor values = new_empty(weight, {kept}, weight.scalar_type());
+  const auto* in_bits = data<uint8_t>(bits);
+  const auto* starts = data<int64_t>(offsets);
+  for_element_size("compress_values", weight, [&]<class T>() {
+    const auto* in = data<T>(weight);
+    auto* out = mutable_data<T>(values);
+    segments.for_each([=, count = segments.count](int64_t index, int64_t first, int64_t byte,
+                                                  int64_t elements) FEDSPA_BODY {
+      compress(in_bits + byte, elements, in + first, run_of(out, kept, starts, index, count));
+    });
+  });
+  return values;
+}
+
+Tensor decompress_values(const Tensor& bits, const Tensor& values, const Tensor& offsets, int64_t n,
+                         int64_t segment, int64_t) {
+  const Segments segments("decompress_values", bits, n, segment);
+  check_contiguous("decompress_values", values, values.scalar_type());
+  check_contiguous("decompress_values", offsets, ScalarType::Long);
+  check_sizes("decompress_values", offsets, {segments.count});
+  Tensor weight = new_empty(values, {bits.size(0), n}, values.scalar_type());
+  const int64_t kept = values.numel();
+  const auto* in_bits = data<uint8_t>(bits);
+  const auto* starts = data<int64_t>(offsets);
+  for_element_size("decompress_values", values, [&]<class T>() {
+    const auto* in = data<T>(values);
+    auto* out = mutable_data<T>(weight);
+    segments.for_each([=, count = segments.count](int64_t index, int64_t first, int64_t byte,
+                                                  int64_t elements) FEDSPA_BODY {
+      Run<const T> run = run_of(in, kept, starts, index, count);
+      expand(in_bits + byte, elements, run, out + first);
+    });
+  });
+  return weight;
 }
 
 } // namespace
 
-// A fragment, so that every operator's file can add its own definitions to the one namespace.
-STABLE_TORCH_LIBRARY_FRAGMENT(fedspa_native, m) {
-  m.def("pack_mask(Tensor mask) -> Tensor");
-  m.def("unpack_mask(Tensor bits, int n) -> Tensor");
-}
-
 STABLE_TORCH_LIBRARY_IMPL(fedspa_native, CPU, m) {
   m.impl("pack_mask", TORCH_BOX(&pack_mask));
   m.impl("unpack_mask", TORCH_BOX(&unpack_mask));
+  m.impl("count_kept", TORCH_BOX(&count_kept));
+  m.impl("compress_values", TORCH_BOX(&compress_values));
+  m.impl("decompress_values", TORCH_BOX(&decompress_values));
 }

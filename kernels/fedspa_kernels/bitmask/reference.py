@@ -1,10 +1,12 @@
 """Bit masks and compressed weights in PyTorch."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+
+from fedspa_kernels.bitmask.values import check_count
 
 
 def pack_mask(mask: Tensor) -> Tensor:
@@ -24,25 +26,13 @@ def unpack_mask(bits: Tensor, n: int) -> Tensor:
     return entries.view(torch.bool).flatten(-2)[..., :n].contiguous()
 
 
-def compress(
-    weight: Tensor, mask: Tensor, pack: Callable[[Tensor], Tensor] = pack_mask
-) -> tuple[Tensor, Tensor]:
+def compress(weight: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Return the mask as bits, and the kept values in row-major order."""
-    return pack(mask), weight[mask]
+    return pack_mask(mask), weight[mask]
 
 
-def decompress(
-    bits: Tensor,
-    values: Tensor,
-    shape: Sequence[int],
-    unpack: Callable[[Tensor, int], Tensor] = unpack_mask,
-) -> Tensor:
+def decompress(bits: Tensor, values: Tensor, shape: Sequence[int]) -> Tensor:
     """Put the values where the bits are set; raise ValueError where the two counts disagree."""
-    mask = unpack(bits, shape[-1])
-    kept = int(mask.count_nonzero())
-    if kept != len(values):
-        raise ValueError(
-            f"decompress: the bits keep {kept} weights and there are {len(values)} values; "
-            "pass the bits and values of one compress call"
-        )
+    mask = unpack_mask(bits, shape[-1])
+    check_count(int(mask.count_nonzero()), values)
     return values.new_zeros(shape).masked_scatter_(mask, values)

@@ -11,7 +11,8 @@ from fedspa_kernels.arguments import (
     check_sparsity,
     parse_pattern,
 )
-from fedspa_kernels.expansion import reference
+from fedspa_kernels.expansion import kernel, reference
+from fedspa_kernels.expansion.values import check_scores, check_votes
 
 GROUPS = ("layer", "row", "column")
 VOTES = (torch.int32, torch.int64, torch.int16, torch.int8, torch.uint8)
@@ -106,18 +107,22 @@ def _body(
 ) -> Tensor:
     _check_tensors(votes, clients, scores)
     choice = _check_choice(votes.shape, sparsity, pattern, group)
-    if votes.numel():
-        least, most = (int(vote) for vote in votes.aminmax())
-        if least < 0 or most > clients:
-            raise ValueError(
-                f"expand_mask: votes go from {least} to {most} with {clients} clients; "
-                "pass counts of the clients that kept a weight"
-            )
-    if scores is not None and scores.isnan().any():
-        raise ValueError("expand_mask: scores hold NaN, which has no order; replace it first")
     return dispatch.run(
-        "expand_mask", votes.device, backend, votes, sparsity, choice, scores, group
+        "expand_mask", votes.device, backend, votes, clients, sparsity, choice, scores, group
     )
+
+
+def _reference(
+    votes: Tensor,
+    clients: int,
+    sparsity: float | None,
+    pattern: tuple[int, int] | None,
+    scores: Tensor | None,
+    group: str,
+) -> Tensor:
+    check_votes(votes, clients)
+    check_scores(scores)
+    return reference.expand_mask(votes, sparsity, pattern, scores, group)
 
 
 def _fake(
@@ -141,4 +146,5 @@ dispatch.define(
     _body,
     _fake,
 )
-dispatch.add("expand_mask", "reference", reference.expand_mask)
+dispatch.add("expand_mask", "reference", _reference)
+dispatch.add_kernels("expand_mask", kernel.expand_mask, "expansion", kernel.refuses)

@@ -54,8 +54,8 @@ def _fewest_voted(votes: Tensor, scores: Tensor | None, count: int) -> Tensor:
 
 
 def _kth_votes(votes: Tensor, k: int) -> Tensor:
-    """Return the k-th smallest votes of each row, (groups, 1); one row takes a histogram."""
-    if len(votes) == 1:
+    """Return the k-th smallest votes of each row, (groups, 1); one long row takes a histogram."""
+    if len(votes) == 1 and votes.max() < votes.numel():
         up_to = votes[0].bincount().cumsum(0)
         return (up_to < k).sum().view(1, 1)
     return votes.kthvalue(k, dim=-1, keepdim=True).values

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from fedspa_kernels import dispatch
 from fedspa_kernels.arguments import check_devices, check_floats
-from fedspa_kernels.hessian import reference
+from fedspa_kernels.hessian import kernel, reference
 
 
 def accumulate_hessian_(hessian: Tensor, inputs: Tensor, *, backend: str | None = None) -> Tensor:
@@ -16,7 +16,7 @@ def accumulate_hessian_(hessian: Tensor, inputs: Tensor, *, backend: str | None 
     multiplied in float32; as for any float32 product of PyTorch, TF32 is used on a GPU only if
     `torch.set_float32_matmul_precision` asked for it.
 
-    hessian: (..., cols, cols) float32, changed; or float64, the truth for tests
+    hessian: (..., cols, cols) float32, symmetric, changed; or float64, the truth for tests
     inputs:  (..., tokens, cols) float32, float16 or bfloat16; float64 into a float64 hessian only
     returns: hessian
     raises:  ValueError where shapes, dtypes or devices disagree
@@ -62,3 +62,5 @@ dispatch.define(
     _fake,
 )
 dispatch.add("accumulate_hessian_", "reference", reference.accumulate_hessian_)
+dispatch.add_native("accumulate_hessian_", kernel.by_panels)
+dispatch.add_triton("accumulate_hessian_", kernel.by_tiles, family="hessian")

@@ -7,11 +7,13 @@ from torch import Tensor
 
 from fedspa_kernels import dispatch
 from fedspa_kernels.arguments import check_devices, check_floats, check_mask
-from fedspa_kernels.l0 import reference
+from fedspa_kernels.bitmask import check_bits
+from fedspa_kernels.bitmask.values import check_padding
+from fedspa_kernels.l0 import kernel, reference
 from fedspa_kernels.l0.accumulator import L0Accumulator
-from fedspa_kernels.results import Average
+from fedspa_kernels.results import Average, Compressed
 
-__all__ = ["L0Accumulator", "l0_average"]
+__all__ = ["L0Accumulator", "l0_average", "l0_average_compressed"]
 
 
 def l0_average(
@@ -33,6 +35,23 @@ def l0_average(
     """
     per_client = None if masks is None else list(masks)
     return Average(*torch.ops.fedspa.l0_average(list(weights), per_client, backend=backend))
+
+
+def l0_average_compressed(
+    clients: Sequence[Compressed], shape: Sequence[int], *, backend: str | None = None
+) -> Average:
+    """Average compressed clients as `l0_average` does with their masks, without unpacking them.
+
+    clients: C >= 1 results of `compress`, of weights of one shape and dtype
+    shape:   the weights' shape, (..., n)
+    returns: Average(weight, votes): the values' dtype, and Σ m as int32
+    raises:  ValueError where there are no clients, dtypes or devices disagree, or the bits of one
+             do not fit the shape, or its values the bits
+    """
+    bits, values = [client.bits for client in clients], [client.values for client in clients]
+    return Average(
+        *torch.ops.fedspa.l0_average_compressed(bits, values, list(shape), backend=backend)
+    )
 
 
 def _check(weights: list[Tensor], masks: list[Tensor] | None) -> None:
@@ -71,9 +90,49 @@ def _fake(
     return weights[0].new_empty(shape), weights[0].new_empty(shape, dtype=torch.int32)
 
 
+def _check_compressed(bits: list[Tensor], values: list[Tensor], shape: Sequence[int]) -> None:
+    operator = "l0_average_compressed"
+    if not bits:
+        raise ValueError(f"{operator}: there are no clients; pass at least one")
+    check_floats(operator, values=values[0])
+    for client, (client_bits, client_values) in enumerate(zip(bits, values, strict=True)):
+        check_devices(operator, first=values[0], bits=client_bits, values=client_values)
+        check_bits(operator, client_bits, shape)
+        if client_values.dim() != 1 or client_values.dtype != values[0].dtype:
+            raise ValueError(
+                f"{operator}: values of client {client} are {tuple(client_values.shape)} "
+                f"{client_values.dtype}; pass one dimension, of one dtype for all clients"
+            )
+
+
+def _body_compressed(
+    bits: list[Tensor], values: list[Tensor], shape: Sequence[int], *, backend: str | None = None
+) -> tuple[Tensor, Tensor]:
+    _check_compressed(bits, values, shape)
+    for client_bits in bits:
+        check_padding("l0_average_compressed", client_bits, shape[-1])
+    return dispatch.run("l0_average_compressed", values[0].device, backend, bits, values, shape)
+
+
+def _fake_compressed(
+    bits: list[Tensor], values: list[Tensor], shape: Sequence[int], *, backend: str | None = None
+) -> tuple[Tensor, Tensor]:
+    _check_compressed(bits, values, shape)
+    return values[0].new_empty(shape), values[0].new_empty(shape, dtype=torch.int32)
+
+
 dispatch.define(
     "l0_average(Tensor[] weights, Tensor[]? masks=None, *, str? backend=None) -> (Tensor, Tensor)",
     _body,
     _fake,
 )
-dispatch.add("l0_average", "reference", reference.l0_average)
+dispatch.define(
+    "l0_average_compressed(Tensor[] bits, Tensor[] values, SymInt[] shape, *, str? backend=None)"
+    " -> (Tensor, Tensor)",
+    _body_compressed,
+    _fake_compressed,
+)
+# l0_add_ is the step of L0Accumulator, which has its checks.
+for _name in ("l0_average", "l0_average_compressed", "l0_add_"):
+    dispatch.add(_name, "reference", getattr(reference, _name))
+    dispatch.add_kernels(_name, getattr(kernel, _name), family="l0")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fedspa_kernels import dispatch
 from fedspa_kernels.arguments import check_devices, check_floats, check_mask
 from fedspa_kernels.bitmask import decompress, unpack_mask
 from fedspa_kernels.l0 import reference
@@ -53,10 +54,8 @@ class L0Accumulator:
         self._check(weight, mask, importance)
         if self._importance is None and importance != 1:
             self._importance = self._votes.float()
-        if self._importance is not None:
-            kept = weight != 0 if mask is None else mask
-            self._importance.add_(kept, alpha=importance)
-        reference.add_client_(self._total, self._votes, weight, mask, importance)
+        sums = (self._total, self._votes, self._importance)
+        dispatch.run("l0_add_", weight.device, None, *sums, weight, mask, importance)
         self._clients += 1
 
     @torch.no_grad()

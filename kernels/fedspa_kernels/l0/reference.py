@@ -1,7 +1,11 @@
 """ℓ0 averaging in PyTorch, one client after the other."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+
+from fedspa_kernels.bitmask import reference as bitmask
 
 
 def l0_average(weights: list[Tensor], masks: list[Tensor] | None) -> tuple[Tensor, Tensor]:
@@ -10,14 +14,32 @@ def l0_average(weights: list[Tensor], masks: list[Tensor] | None) -> tuple[Tenso
     total = torch.zeros(shape, dtype=torch.promote_types(dtype, torch.float32), device=device)
     votes = torch.zeros(shape, dtype=torch.int32, device=device)
     for client, weight in enumerate(weights):
-        add_client_(total, votes, weight, None if masks is None else masks[client])
+        l0_add_(total, votes, None, weight, None if masks is None else masks[client], 1.0)
     return divide(total, votes).to(dtype), votes
 
 
-def add_client_(
-    total: Tensor, votes: Tensor, weight: Tensor, mask: Tensor | None, importance: float = 1.0
+def l0_average_compressed(
+    bits: list[Tensor], values: list[Tensor], shape: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """Return what `l0_average` of the decompressed clients returns, one of them at a time."""
+    dtype, device = values[0].dtype, values[0].device
+    total = torch.zeros(shape, dtype=torch.promote_types(dtype, torch.float32), device=device)
+    votes = torch.zeros(shape, dtype=torch.int32, device=device)
+    for client_bits, client_values in zip(bits, values, strict=True):
+        weight = bitmask.decompress(client_bits, client_values, shape)
+        l0_add_(total, votes, None, weight, bitmask.unpack_mask(client_bits, shape[-1]), 1.0)
+    return divide(total, votes).to(dtype), votes
+
+
+def l0_add_(
+    total: Tensor,
+    votes: Tensor,
+    kept: Tensor | None,
+    weight: Tensor,
+    mask: Tensor | None,
+    importance: float,
 ) -> None:
-    """Add a client: Σ importance·m·w and Σ m."""
+    """Add a client: Σ importance·m·w, Σ m and, if it is wanted, Σ importance·m."""
     if mask is None:
         mask = weight != 0
     else:
@@ -25,6 +47,8 @@ def add_client_(
         weight = weight.masked_fill(~mask, 0)
     total.add_(weight, alpha=importance)
     votes.add_(mask)
+    if kept is not None:
+        kept.add_(mask, alpha=importance)
 
 
 def divide(total: Tensor, kept: Tensor) -> Tensor:

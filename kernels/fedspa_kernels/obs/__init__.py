@@ -1,5 +1,7 @@
 """SparseGPT: prune a weight matrix, and let the weights that stay make up for it."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -13,7 +15,8 @@ from fedspa_kernels.arguments import (
     check_sparsity,
     parse_pattern,
 )
-from fedspa_kernels.obs import reference
+from fedspa_kernels.obs import kernel, reference
+from fedspa_kernels.obs.values import check_finite
 from fedspa_kernels.results import Pruned
 
 
@@ -125,11 +128,6 @@ def _body(
 ) -> tuple[Tensor, Tensor, Tensor]:
     _check_tensors(weight, hessian, mask)
     choice = _check_choice(weight.shape[-1], sparsity, pattern, mask, block_size, damping)
-    for name, tensor in (("weight", weight), ("hessian", hessian.triu())):
-        if not tensor.isfinite().all():
-            raise ValueError(
-                f"obs_prune: {name} holds NaN or infinity; look for an overflow where it was made"
-            )
     return dispatch.run(
         "obs_prune",
         weight.device,
@@ -142,6 +140,11 @@ def _body(
         block_size,
         damping,
     )
+
+
+def _reference(weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    check_finite("weight", weight)
+    return reference.obs_prune(weight, *rest)
 
 
 def _fake(
@@ -171,4 +174,5 @@ dispatch.define(
     _body,
     _fake,
 )
-dispatch.add("obs_prune", "reference", reference.obs_prune)
+dispatch.add("obs_prune", "reference", _reference)
+dispatch.add_kernels("obs_prune", kernel.obs_prune, "obs", kernel.refuses)

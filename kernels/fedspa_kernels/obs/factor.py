@@ -1,58 +1,97 @@
 """The triangular factor of SparseGPT, by one Cholesky instead of Cholesky, inverse, Cholesky."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
+from fedspa_kernels.obs.values import check_finite
 
-def damped_factor(hessian: Tensor, damping: float, name: str) -> tuple[Tensor, Tensor]:
+
+class Factor(NamedTuple):
+    """H~ = hessian + damp·I = L·Lᵀ of every matrix in a stack.
+
+    upper: (matrices, cols, cols), L, upper triangular
+    damp:  (matrices,)
+    dead:  (matrices, cols) bool, where the hessian's diagonal is 0
+    """
+
+    upper: Tensor
+    damp: Tensor
+    dead: Tensor
+
+
+def damped_factor(hessians: Tensor, damping: float, names: list[str]) -> Factor:
     """Factor H~ = hessian + d·I = L·Lᵀ, d = damping·mean of the non-zero diagonal.
 
-    hessian: (cols, cols), the upper triangle is read and nothing is written
-    name:    what an error calls it
-    returns: L (cols, cols), upper triangular, and d, a scalar tensor
-    raises:  ValueError where the diagonal is zero, or H~ is not positive definite
+    hessians: (matrices, cols, cols), the upper triangles are read and nothing is written
+    names:    what an error calls each of them
+    raises:   ValueError where a value is not finite, the diagonal is zero, or H~ is not positive
+              definite
     """
-    diagonal = hessian.diagonal()
-    dead = diagonal == 0
-    if dead.all():
-        raise ValueError(
-            f"obs_prune: the diagonal of {name} is zero, no calibration samples were accumulated; "
-            "call accumulate_hessian_ first"
-        )
-    _check_dead(hessian, dead, name)
-    damp = damping * diagonal[~dead].mean()
-    # Cholesky gives lower factors: flip both axes, factor, flip back. The flip is the copy that
-    # may be written, and its lower triangle, which is read, is the upper one of the hessian.
-    flipped = hessian.flip(0, 1)
+    diagonals = hessians.diagonal(dim1=-2, dim2=-1)
+    dead = diagonals == 0
+    live = (~dead).sum(-1)
+    for hessian, name, count in zip(hessians, names, live.tolist(), strict=True):
+        if not count:
+            raise ValueError(
+                f"obs_prune: the diagonal of {name} is zero, no calibration samples were "
+                "accumulated; call accumulate_hessian_ first"
+            )
+        if count < hessian.shape[-1]:
+            _check_dead(hessian, name)
+    damp = damping * (diagonals.sum(-1) / live)
+    factors = [_factor(*matrix) for matrix in zip(hessians, damp, dead, strict=True)]
+    # NaN compares false, so a pivot must be positive to pass.
+    passed = torch.stack([(lower.diagonal() > 0).all() & (info == 0) for lower, info in factors])
+    for index, good in enumerate(passed.tolist()):
+        if not good:
+            lower, info = factors[index]
+            _explain(hessians[index], damp[index], dead[index], int(info), damping, names[index])
+    upper = [_reversed(lower) for lower, _ in factors]
+    return Factor(upper[0].unsqueeze(0) if len(upper) == 1 else torch.stack(upper), damp, dead)
+
+
+def inverse_blocks(upper: Tensor, blocks: list[slice]) -> Tensor:
+    """Invert diagonal blocks of upper triangular factors, in one batched call.
+
+    upper:   (matrices, cols, cols)
+    blocks:  columns, of at most so many as the first one
+    returns: (blocks, matrices, width, width); narrower blocks are padded with the identity
+    """
+    width = blocks[0].stop - blocks[0].start
+    identity = torch.eye(width, dtype=upper.dtype, device=upper.device)
+    triangles = identity.repeat(len(blocks), len(upper), 1, 1)
+    for triangle, block in zip(triangles, blocks, strict=True):
+        size = block.stop - block.start
+        triangle[:, :size, :size] = upper[:, block, block]
+    return torch.linalg.solve_triangular(triangles, identity, upper=True)
+
+
+def _factor(hessian: Tensor, damp: Tensor, dead: Tensor) -> tuple[Tensor, Tensor]:
+    lower, info = torch.linalg.cholesky_ex(_flipped(hessian, damp, dead).mT, upper=True)
+    return lower.mT, info
+
+
+def _flipped(hessian: Tensor, damp: Tensor, dead: Tensor) -> Tensor:
+    """Return H~ with both axes reversed, to be written: its lower triangle is valid.
+
+    Cholesky gives lower factors: flip both axes, factor, flip back.
+    """
+    flipped = _reversed(hessian)
     pivots = flipped.diagonal().add_(damp)
     pivots.masked_fill_(dead.flip(0) & (pivots == 0), 1)
-    lower, info = torch.linalg.cholesky_ex(flipped)
-    if info > 0:
-        at = int(info) - 1
-        raise ValueError(
-            f"obs_prune: {name} is not positive definite after damping {damping} "
-            f"(pivot {_pivot(flipped, at):.1e} at column {len(flipped) - 1 - at}); "
-            "raise damping or add calibration samples"
-        )
-    return lower.flip(0, 1), damp
+    return flipped
 
 
-def inverse_blocks(factor: Tensor, block_size: int) -> Tensor:
-    """Invert every diagonal block of an upper triangular factor, in one batched call.
-
-    returns: (blocks, block_size, block_size); the last is padded with the identity
-    """
-    cols = len(factor)
-    identity = torch.eye(block_size, dtype=factor.dtype, device=factor.device)
-    blocks = identity.repeat(-(-cols // block_size), 1, 1)
-    for block, i in zip(blocks, range(0, cols, block_size), strict=True):
-        on_diagonal = factor[i : i + block_size, i : i + block_size]
-        block[: len(on_diagonal), : len(on_diagonal)] = on_diagonal
-    return torch.linalg.solve_triangular(blocks, identity, upper=True)
+def _reversed(matrix: Tensor) -> Tensor:
+    """Return a copy with both axes reversed, which is the row-major order reversed."""
+    return matrix.reshape(-1).flip(0).view(matrix.shape)
 
 
-def _check_dead(hessian: Tensor, dead: Tensor, name: str) -> None:
+def _check_dead(hessian: Tensor, name: str) -> None:
     # No sum of x·xᵀ looks like this, and setting such a column to 0 would disturb the others.
+    dead = hessian.diagonal() == 0
     beside = hessian.triu().ne(0) & (dead | dead.unsqueeze(1))
     if beside.any():
         row, col = beside.nonzero()[0].tolist()
@@ -60,6 +99,20 @@ def _check_dead(hessian: Tensor, dead: Tensor, name: str) -> None:
             f"obs_prune: {name} is not positive semi-definite, its diagonal has a zero beside "
             f"{float(hessian[row, col]):.1e} at ({row}, {col}); accumulate it again"
         )
+
+
+def _explain(
+    hessian: Tensor, damp: Tensor, dead: Tensor, info: int, damping: float, name: str
+) -> None:
+    """Raise for a matrix whose Cholesky stopped at the pivot `info`, counted from 1."""
+    check_finite(name, hessian.triu())
+    flipped = _flipped(hessian, damp, dead)
+    at = max(info, 1) - 1
+    raise ValueError(
+        f"obs_prune: {name} is not positive definite after damping {damping} "
+        f"(pivot {_pivot(flipped, at):.1e} at column {len(flipped) - 1 - at}); "
+        "raise damping or add calibration samples"
+    )
 
 
 def _pivot(matrix: Tensor, at: int) -> float:

@@ -36,8 +36,9 @@ def obs_prune(
         return pruned, kept, loss
     for index in product(*map(range, weight.shape[:-2])):
         name = f"hessian {list(index)}" if index else "hessian"
-        factor, damp = damped_factor(hessian[index].to(exact), damping, name)
-        dead = hessian[index].diagonal() == 0
+        (factor,), (damp,), (dead,) = damped_factor(
+            hessian[index].to(exact).unsqueeze(0), damping, [name]
+        )
         given = None if mask is None else mask[index]
         # A clone, since a transposed single row or column would still be the caller's tensor.
         columns = weight[index].to(exact).T.clone(memory_format=torch.contiguous_format)
@@ -60,16 +61,16 @@ def _sweep(
     """Prune `columns` (cols, rows) in place, fill `kept` (rows, cols), return the loss (rows,)."""
     cols, rows = columns.shape
     block_size = min(block_size, cols)
-    inverses = inverse_blocks(factor, block_size)
+    blocks = [slice(i, min(i + block_size, cols)) for i in range(0, cols, block_size)]
+    inverses = inverse_blocks(factor.unsqueeze(0), blocks)
     pivots = factor.diagonal().unsqueeze(1)
     change = torch.zeros_like(columns)
     loss = columns.new_zeros(rows)
-    for inverse, i in zip(inverses, range(0, cols, block_size), strict=True):
-        block = slice(i, min(i + block_size, cols))
-        width = block.stop - i
+    for (inverse,), block in zip(inverses, blocks, strict=True):
+        done, width = slice(block.start), block.stop - block.start
         weights, scale, inverse = columns[block], pivots[block], inverse[:width, :width]
         before = weights.clone()
-        weights.addmm_(inverse.T, factor[:i, block].T @ change[:i])
+        weights.addmm_(inverse.T, factor[done, block].T @ change[done])
         if mask is not None:
             pruned = ~mask[:, block].T
         elif sparsity is not None:

@@ -5,7 +5,8 @@ from torch import Tensor
 
 from fedspa_kernels import dispatch
 from fedspa_kernels.arguments import check_floats
-from fedspa_kernels.selection import reference
+from fedspa_kernels.selection import kernel, reference
+from fedspa_kernels.selection.values import check_scores
 
 
 def smallest_mask(scores: Tensor, k: int, *, backend: str | None = None) -> Tensor:
@@ -31,9 +32,12 @@ def _check(scores: Tensor, k: int) -> None:
 
 def _body(scores: Tensor, k: int, *, backend: str | None = None) -> Tensor:
     _check(scores, k)
-    if scores.isnan().any():
-        raise ValueError("smallest_mask: scores hold NaN, which has no order; replace it first")
     return dispatch.run("smallest_mask", scores.device, backend, scores, k)
+
+
+def _reference(scores: Tensor, k: int) -> Tensor:
+    check_scores(scores)
+    return reference.smallest_mask(scores, k)
 
 
 def _fake(scores: Tensor, k: int, *, backend: str | None = None) -> Tensor:
@@ -44,4 +48,5 @@ def _fake(scores: Tensor, k: int, *, backend: str | None = None) -> Tensor:
 dispatch.define(
     "smallest_mask(Tensor scores, SymInt k, *, str? backend=None) -> Tensor", _body, _fake
 )
-dispatch.add("smallest_mask", "reference", reference.smallest_mask)
+dispatch.add("smallest_mask", "reference", _reference)
+dispatch.add_kernels("smallest_mask", kernel.smallest_mask, family="selection")

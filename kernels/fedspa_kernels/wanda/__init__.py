@@ -1,5 +1,7 @@
 """Wanda: prune by |weight| times the norm of the input that it meets. No update of the rest."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -12,7 +14,8 @@ from fedspa_kernels.arguments import (
     parse_pattern,
 )
 from fedspa_kernels.results import Pruned
-from fedspa_kernels.wanda import reference
+from fedspa_kernels.wanda import kernel, reference
+from fedspa_kernels.wanda.values import check_norms, check_weight
 
 GROUPS = ("row", "layer", "column")
 
@@ -66,16 +69,6 @@ def _check(operator: str, weight: Tensor, norms: Tensor) -> None:
         )
 
 
-def _check_norms(operator: str, norms: Tensor) -> None:
-    wrong = ~(norms.isfinite() & (norms >= 0))
-    if wrong.any():
-        at = int(wrong.nonzero()[0])
-        raise ValueError(
-            f"{operator}: norms[{at}] is {float(norms[at])}; pass finite norms >= 0, "
-            "the square roots of sums of squares"
-        )
-
-
 def _check_choice(
     weight: Tensor, sparsity: float | None, pattern: str | None, group: str
 ) -> tuple[int, int] | None:
@@ -96,7 +89,6 @@ def _check_choice(
 
 def _scores(weight: Tensor, norms: Tensor, *, backend: str | None = None) -> Tensor:
     _check("wanda_scores", weight, norms)
-    _check_norms("wanda_scores", norms)
     return dispatch.run("wanda_scores", weight.device, backend, weight, norms)
 
 
@@ -116,10 +108,6 @@ def _prune(
 ) -> tuple[Tensor, Tensor]:
     _check("wanda_prune", weight, norms)
     choice = _check_choice(weight, sparsity, pattern, group)
-    _check_norms("wanda_prune", norms)
-    # Infinity times a norm of 0 has no order either.
-    if not weight.isfinite().all():
-        raise ValueError("wanda_prune: weight holds NaN or infinity; load it again")
     return dispatch.run(
         "wanda_prune", weight.device, backend, weight, norms, sparsity, choice, group
     )
@@ -139,6 +127,17 @@ def _fake_prune(
     return weight.new_empty(weight.shape), weight.new_empty(weight.shape, dtype=torch.bool)
 
 
+def _reference_scores(weight: Tensor, norms: Tensor) -> Tensor:
+    check_norms("wanda_scores", norms)
+    return reference.wanda_scores(weight, norms)
+
+
+def _reference_prune(weight: Tensor, norms: Tensor, *choice: Any) -> tuple[Tensor, Tensor]:
+    check_norms("wanda_prune", norms)
+    check_weight(weight)
+    return reference.wanda_prune(weight, norms, *choice)
+
+
 dispatch.define(
     "wanda_scores(Tensor weight, Tensor norms, *, str? backend=None) -> Tensor",
     _scores,
@@ -150,5 +149,7 @@ dispatch.define(
     _prune,
     _fake_prune,
 )
-dispatch.add("wanda_scores", "reference", reference.wanda_scores)
-dispatch.add("wanda_prune", "reference", reference.wanda_prune)
+dispatch.add("wanda_scores", "reference", _reference_scores)
+dispatch.add("wanda_prune", "reference", _reference_prune)
+dispatch.add_kernels("wanda_scores", kernel.wanda_scores, family="wanda")
+dispatch.add_kernels("wanda_prune", kernel.wanda_prune, family="wanda")

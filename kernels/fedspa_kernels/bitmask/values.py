@@ -1,0 +1,21 @@
+"""The bits and values that unpacking refuses."""
+
+from torch import Tensor
+
+
+def check_padding(operator: str, bits: Tensor, n: int) -> None:
+    """Raise ValueError where a bit beyond the width n is set."""
+    if n % 8 and (bits[..., -1] >> n % 8).any():
+        raise ValueError(
+            f"{operator}: a bit beyond the width {n} is set; the bits are damaged, "
+            "or were packed from a wider mask or in big bit order"
+        )
+
+
+def check_count(kept: int, values: Tensor) -> None:
+    """Raise ValueError where there are more or fewer values than bits."""
+    if kept != len(values):
+        raise ValueError(
+            f"decompress: the bits keep {kept} weights and there are {len(values)} values; "
+            "pass the bits and values of one compress call"
+        )

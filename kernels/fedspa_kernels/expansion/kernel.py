@@ -1,0 +1,58 @@
+"""What the kernel of this family computes, and how the operator calls it.
+
+expand_mask(votes, scores, clients, of, count) -> (mask, invalid)
+    votes:   (...,) int32, contiguous
+    scores:  (...,) float32, float16 or bfloat16, contiguous; None: equal votes go by index alone
+    of:      a group is a run of so many entries; in the order (votes, score, index) the first
+             count of each go, and whatever has no vote
+    mask:    (...,) bool, True = kept
+    invalid: (1,) int32, not 0 where a vote is not in 0..clients or a score is NaN; the mask is
+             then nothing
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedspa_kernels.counts import at_least
+from fedspa_kernels.dispatch import takes_no_float64
+from fedspa_kernels.expansion.values import check_scores, check_votes
+
+MOST_CLIENTS = 2**31 - 1
+
+
+def refuses(votes: Tensor, clients: int, *rest: Any) -> str:
+    """Why the kernels, which count in int32, do not take a call, or ""."""
+    if clients > MOST_CLIENTS:
+        return f"its kernels count up to {MOST_CLIENTS} clients, and there are {clients}"
+    return takes_no_float64(votes, *rest)
+
+
+def expand_mask(
+    kernels: Any,
+    votes: Tensor,
+    clients: int,
+    sparsity: float | None,
+    pattern: tuple[int, int] | None,
+    scores: Tensor | None,
+    group: str,
+) -> Tensor:
+    """Lay the groups out as runs of entries, expand, and refuse what the kernel found wrong."""
+    of_columns = group == "column"
+    entries = (votes.mT if of_columns else votes).contiguous()
+    if votes.dtype == torch.int64:
+        check_votes(votes, clients)  # int32 would wrap, and the kernel not see it
+    if scores is not None:
+        scores = (scores.mT if of_columns else scores).contiguous()
+    of = entries.numel() if group == "layer" else entries.shape[-1]
+    if pattern is not None:
+        of, count = pattern[1], pattern[1] - pattern[0]
+    else:
+        assert sparsity is not None, "the door lets no call without a sparsity or a pattern through"
+        count = at_least(of, sparsity)
+    mask, invalid = kernels.expand_mask(entries.to(torch.int32), scores, clients, of, count)
+    if invalid.item():
+        check_votes(votes, clients)
+        check_scores(scores)
+    return mask.mT.contiguous() if of_columns else mask

@@ -1,0 +1,21 @@
+"""The values that the mask expansion refuses."""
+
+from torch import Tensor
+
+
+def check_votes(votes: Tensor, clients: int) -> None:
+    """Raise ValueError where a vote is not in 0..clients."""
+    if not votes.numel():
+        return
+    least, most = (int(vote) for vote in votes.aminmax())
+    if least < 0 or most > clients:
+        raise ValueError(
+            f"expand_mask: votes go from {least} to {most} with {clients} clients; "
+            "pass counts of the clients that kept a weight"
+        )
+
+
+def check_scores(scores: Tensor | None) -> None:
+    """Raise ValueError where a score is NaN."""
+    if scores is not None and scores.isnan().any():
+        raise ValueError("expand_mask: scores hold NaN, which has no order; replace it first")

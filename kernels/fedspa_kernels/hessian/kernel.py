@@ -1,0 +1,75 @@
+"""What the kernels of this family compute, and how the operator calls them.
+
+The sum is symmetric: only what is on and above the diagonal is multiplied.
+
+native: mirror_upper_(hessian) -> None
+    hessian: (matrices, cols, cols) float32, contiguous; the lower triangle := the upper one's
+             transpose. The products are PyTorch's, panel by panel.
+
+triton: accumulate_hessian_(hessian, inputs, precision) -> None
+    hessian:   as above, += inputsᵀ·inputs in both triangles
+    inputs:    (matrices, tokens, cols) float32, float16 or bfloat16
+    precision: "ieee" or "tf32", for float32 inputs
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Narrow panels compute less below the diagonal, wide ones run at the product's full rate.
+PANEL = {"cpu": 256, "cuda": 1024}
+# So many tokens are converted to float32 at a time, where the product takes no halves.
+TOKENS = 4096
+
+
+def by_panels(kernels: Any, hessian: Tensor, inputs: Tensor) -> None:
+    """Add the products of all panels with the columns up to them, and mirror the result."""
+    if not hessian.numel() or not inputs.numel():
+        return
+    with _stacked(hessian) as hessians:
+        stack = inputs.reshape(len(hessians), *inputs.shape[-2:])
+        for sums, tokens in zip(hessians, stack, strict=True):
+            _add_upper_(sums, tokens)
+        kernels.mirror_upper_(hessians)
+
+
+def by_tiles(kernels: Any, hessian: Tensor, inputs: Tensor) -> None:
+    """Add the products of all tiles on and above the diagonal, and their mirror images."""
+    if not hessian.numel() or not inputs.numel():
+        return
+    # PyTorch's setting is about its own products; this one follows it.
+    precision = "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    with _stacked(hessian) as hessians:
+        stack = inputs.reshape(len(hessians), *inputs.shape[-2:]).contiguous()
+        kernels.accumulate_hessian_(hessians, stack, precision)
+
+
+def _add_upper_(hessian: Tensor, inputs: Tensor) -> None:
+    """Add to the panels (rows up to its end) of one Hessian (cols, cols)."""
+    cols = len(hessian)
+    on_gpu = hessian.device.type != "cpu"
+    for tokens in [inputs] if on_gpu else inputs.split(TOKENS):
+        # Products of two halves are exact in float32, so a GPU takes them as they are.
+        tokens = tokens if on_gpu else tokens.float()
+        width = PANEL["cuda" if on_gpu else "cpu"]
+        for begin in range(0, cols, width):
+            end = min(begin + width, cols)
+            panel, left, right = hessian[:end, begin:end], tokens[:, :end], tokens[:, begin:end]
+            if tokens.dtype == torch.float32:
+                panel.addmm_(left.T, right)
+            else:
+                panel.add_(torch.mm(left.T, right, out_dtype=torch.float32))
+
+
+@contextmanager
+def _stacked(hessian: Tensor) -> Iterator[Tensor]:
+    """Lend a Hessian as one contiguous stack (matrices, cols, cols), and write a copy back."""
+    cols = hessian.shape[-1]
+    stack = hessian.contiguous().view(math.prod(hessian.shape[:-2]), cols, cols)
+    yield stack
+    if not hessian.is_contiguous():
+        hessian.copy_(stack.view(hessian.shape))

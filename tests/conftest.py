@@ -1,0 +1,43 @@
+"""Options that say which backends of the kernels a run tests.
+
+One process tests one way of running the kernels. `make test` starts three: as they run here,
+Triton in its interpreter (TRITON_INTERPRET=1), and the CUDA sources executed on the CPU
+(--native-library).
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options."""
+    parser.addoption(
+        "--places",
+        default="",
+        help="test the kernels on these places alone, and fail where one is not there: "
+        "device-backend, separated by commas, such as cpu-native,cpu-reference",
+    )
+    parser.addoption(
+        "--native-library",
+        type=Path,
+        help="load this library in place of the installed one: the CUDA sources, built to run on "
+        "the CPU (make cuda-on-cpu)",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Put the named library in the place of the installed one, before anything loads that."""
+    library = config.getoption("--native-library")
+    if library is None:
+        return
+    from fedspa_kernels import native
+
+    if not library.is_file():
+        raise pytest.UsageError(f"--native-library {library} is no file; build it first")
+    native.LIBRARY = library.resolve()
+    native.RECORD = library.with_name("_build.json")
+    record = {"built": ["cpu"], "why_not": "CUDA runs on the CPU here", "torch": torch.__version__}
+    native.RECORD.write_text(json.dumps(record))
