@@ -26,8 +26,14 @@ help: ## print the targets
 build: .venv/.installed ## set up .venv and build the native library
 	@$(PY) -m fedspa_kernels --brief
 
+# One process tests one way of running the kernels: as here, Triton interpreted, CUDA's sources on the CPU. PLACES='…' names
+# what the first of them must have (tests/conftest.py). A choice of tests (PYTEST_FLAGS) may leave one of them without any.
 test: build lint ## lint, types and all tests; PYTEST_FLAGS='-k bitmask' for some of them
-	$(PY) -m pytest $(PYTEST_FLAGS)
+	$(PY) -m pytest $(if $(PLACES),--places $(PLACES)) $(PYTEST_FLAGS)
+	$(if $(TRITON),TRITON_INTERPRET=1 $(PY) -m pytest tests/kernels --places cpu-triton $(SOME))
+	$(if $(HAS_LIBRARY),$(MAKE) --no-print-directory $(CUDA_ON_CPU) && $(PY) -m pytest tests/kernels --places cpu-native \
+		--native-library $(CUDA_ON_CPU) $(SOME))
+	$(if $(TRITON),$(PY) -m bench.resources --check)
 
 demo: build .venv/.model ## prune a real model over four clients; DEMO_FLAGS='--help' for its options
 	.venv/bin/fedspa demo $(DEMO_FLAGS)

@@ -47,7 +47,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Take out what does not exist: float64 on a backend that is not the reference."""
+    """Take out what does not exist, float64 on a kernel; and mark what runs on a GPU."""
 
     def exists(item: pytest.Item) -> bool:
         values = item.callspec.params if hasattr(item, "callspec") else {}
@@ -59,6 +59,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     gone = [item for item in items if not exists(item)]
     config.hook.pytest_deselected(items=gone)
     items[:] = [item for item in items if exists(item)]
+    for item in items:
+        place = getattr(item, "callspec", None) and item.callspec.params.get("place")
+        if place is not None and place.device == "cuda":
+            item.add_marker(pytest.mark.gpu)
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,11 @@ def test_it_has_examples():
     assert len(BLOCKS) == 2
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=("functions", "operators"))
+def test_somebody_elses_script_is_short():
+    assert len([line for line in BLOCKS[1].splitlines() if line.strip()]) <= 30
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=("functions", "script"))
 def test_its_examples_run(block):
     exec(compile(block, "kernels/README.md", "exec"), {})
 

@@ -131,9 +131,8 @@ Tensor count_kept(const Tensor& bits, int64_t n, int64_t segment, int64_t) {
   Tensor counts = new_empty(bits, {segments.count}, ScalarType::Long);
   const auto* in = data<uint8_t>(bits);
   auto* out = mutable_data<int64_t>(counts);
-  segments.for_each(
-      [=](int64_t index, int64_t, int64_t byte, int64_t elements)
-          FEDSPA_BODY { out[index] = count_bits(in + byte, (elements + 7) / 8); });
+  segments.for_each([=](int64_t index, int64_t, int64_t byte, int64_t elements)
+                        FEDSPA_BODY { out[index] = count_bits(in + byte, (elements + 7) / 8); });
   return counts;
 }
 

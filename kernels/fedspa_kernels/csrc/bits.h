@@ -75,7 +75,9 @@ Run<T> run_of(T* values, int64_t kept, const int64_t* offsets, int64_t segment, 
   return {values + begin, values + std::clamp<int64_t>(end, begin, kept)};
 }
 
-FEDSPA_INLINE bool bit_at(const uint8_t* bits, int64_t i) { return bits[i / 8] >> (i % 8) & 1; }
+FEDSPA_INLINE bool bit_at(const uint8_t* bits, int64_t i) {
+  return bits[i / 8] >> (i % 8) & 1;
+}
 
 // The generic forms: a bit advances the run without a branch, which random bits would mispredict.
 

@@ -52,7 +52,9 @@ FEDSPA_FULL_VECTORS
 
 #else
 
-inline InstructionSet detect_instruction_set() { return InstructionSet::BASELINE; }
+inline InstructionSet detect_instruction_set() {
+  return InstructionSet::BASELINE;
+}
 
 #endif
 
@@ -113,14 +115,22 @@ void for_weight_dtype(const char* name, const Tensor& weight, const Call& call) 
   }
 }
 
-FEDSPA_INLINE uint32_t float_bits(float value) { return std::bit_cast<uint32_t>(value); }
+FEDSPA_INLINE uint32_t float_bits(float value) {
+  return std::bit_cast<uint32_t>(value);
+}
 
-FEDSPA_INLINE float float_of(uint32_t bits) { return std::bit_cast<float>(bits); }
+FEDSPA_INLINE float float_of(uint32_t bits) {
+  return std::bit_cast<float>(bits);
+}
 
 // Without a comparison of floats, which a NaN would make a slow one.
-FEDSPA_INLINE bool is_finite(float value) { return (float_bits(value) & 0x7f800000) != 0x7f800000; }
+FEDSPA_INLINE bool is_finite(float value) {
+  return (float_bits(value) & 0x7f800000) != 0x7f800000;
+}
 
-FEDSPA_INLINE float to_float(float value) { return value; }
+FEDSPA_INLINE float to_float(float value) {
+  return value;
+}
 
 FEDSPA_INLINE float to_float(BFloat16 value) {
   return float_of(static_cast<uint32_t>(value.bits) << 16);

@@ -22,7 +22,7 @@ namespace fedspa {
 constexpr int64_t ENTRIES_PER_TASK = 16384;
 
 // In so small a group, each key is compared with each other.
-constexpr int64_t SMALL_GROUP = 16;
+constexpr int64_t SMALL_GROUP = 64;
 
 // Keys of a group of so many entries stay in the second-level cache.
 constexpr int64_t LARGE_GROUP = 131072;
@@ -90,8 +90,8 @@ FEDSPA_INLINE bool select_in_rows(int64_t begin, int64_t end, int64_t of, int64_
 // One group of any size, from memory, with all threads.
 template <class Key, class Entries>
 bool select_in_layer(int64_t begin, int64_t of, int64_t count, const Entries& entries) {
-  const Selected<Key> selected = select_smallest<Key>(
-      of, count, [=](int64_t at, int64_t size, Key* keys) FEDSPA_BODY {
+  const Selected<Key> selected =
+      select_smallest<Key>(of, count, [=](int64_t at, int64_t size, Key* keys) FEDSPA_BODY {
         entries.load(begin + at, size, keys);
       });
   std::atomic<bool> refused = false;
@@ -116,8 +116,8 @@ inline void check_groups(const char* name, const Tensor& tensor, int64_t of, int
                   ": needs groups of a length that divides the entries, and no more to go");
 }
 
-// Selects the `count` smallest of each of the groups, runs of `of` of n entries; of ties, the first.
-// Returns whether a value was refused; what was stored is then nothing.
+// Selects the `count` smallest of each of the groups, runs of `of` of n entries; of ties, the
+// first. Returns whether a value was refused; what was stored is then nothing.
 template <class Key, class Entries>
 bool select_in_groups(int64_t n, int64_t of, int64_t count, const Entries& entries) {
   if (n == 0) {
@@ -128,7 +128,9 @@ bool select_in_groups(int64_t n, int64_t of, int64_t count, const Entries& entri
   std::atomic<bool> refused = false;
   if (of > LARGE_GROUP || few) {
     for (int64_t begin = 0; begin < n; begin += of) {
-      refused = refused | select_in_layer<Key>(begin, of, count, entries);
+      if (select_in_layer<Key>(begin, of, count, entries)) {
+        refused = true;
+      }
     }
     return refused;
   }
@@ -136,10 +138,9 @@ bool select_in_groups(int64_t n, int64_t of, int64_t count, const Entries& entri
   torch::stable::parallel_for(0, groups, grain, [=, &refused](int64_t begin, int64_t end) {
     const auto keys = std::make_unique_for_overwrite<Key[]>(of);
     vectorised([=, keys = keys.get(), &refused]() FEDSPA_BODY {
-      const bool wrong =
-          of <= SMALL_GROUP
-              ? select_in_small_groups<Key>(begin * of, end * of, of, count, entries)
-              : select_in_rows<Key>(begin, end, of, count, keys, entries);
+      const bool wrong = of <= SMALL_GROUP
+                             ? select_in_small_groups<Key>(begin * of, end * of, of, count, entries)
+                             : select_in_rows<Key>(begin, end, of, count, keys, entries);
       if (wrong) {
         refused = true;
       }

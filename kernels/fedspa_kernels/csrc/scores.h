@@ -11,8 +11,12 @@
 namespace fedspa {
 
 // What order_key() takes: halves are ordered like the float32 that they convert to.
-FEDSPA_INLINE uint32_t order_bits(float value) { return float_bits(value); }
-FEDSPA_INLINE uint32_t order_bits(Half value) { return static_cast<uint32_t>(value.bits) << 16; }
+FEDSPA_INLINE uint32_t order_bits(float value) {
+  return float_bits(value);
+}
+FEDSPA_INLINE uint32_t order_bits(Half value) {
+  return static_cast<uint32_t>(value.bits) << 16;
+}
 FEDSPA_INLINE uint32_t order_bits(BFloat16 value) {
   return static_cast<uint32_t>(value.bits) << 16;
 }

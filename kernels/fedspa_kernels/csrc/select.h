@@ -1,5 +1,5 @@
-// The k smallest of data of any size, exactly, with all threads of the CPU: in general one sample, and
-// one pass over the data.
+// The k smallest of data of any size, exactly, with all threads of the CPU: in general one sample,
+// and one pass over the data.
 
 #pragma once
 

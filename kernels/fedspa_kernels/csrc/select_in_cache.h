@@ -11,9 +11,6 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
-#include <memory>
-#include <type_traits>
-#include <vector>
 
 namespace fedspa {
 
@@ -113,7 +110,7 @@ FEDSPA_INLINE void split(Bracket<Key>& bracket, const Key* keys, int64_t n, int6
 }
 
 // So few keys are looked at one by one.
-constexpr int64_t FEW = 64;
+constexpr int64_t FEW = 32;
 
 template <class Key>
 FEDSPA_INLINE bool is_narrow(const Bracket<Key>& bracket) {

@@ -32,9 +32,9 @@ inline void check_contiguous(const char* name, const Tensor& tensor, ScalarType 
 
 inline void check_weight(const char* name, const Tensor& weight) {
   const ScalarType dtype = weight.scalar_type();
-  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Half ||
-                      dtype == ScalarType::BFloat16,
-                  name, ": needs float32, float16 or bfloat16");
+  STD_TORCH_CHECK(
+      dtype == ScalarType::Float || dtype == ScalarType::Half || dtype == ScalarType::BFloat16,
+      name, ": needs float32, float16 or bfloat16");
 }
 
 inline void check_sizes(const char* name, const Tensor& tensor,

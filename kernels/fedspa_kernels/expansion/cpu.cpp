@@ -3,6 +3,7 @@
 #include <cpu.h>
 #include <groups.h>
 #include <order.h>
+#include <pages.h>
 #include <scores.h>
 #include <tensors.h>
 #include <torch/csrc/stable/library.h>
@@ -70,7 +71,7 @@ std::tuple<Tensor, Tensor> expand_mask(const Tensor& votes, const std::optional<
                                        int64_t /*stream*/) {
   check_contiguous("expand_mask: votes", votes, ScalarType::Int);
   check_groups("expand_mask", votes, of, count);
-  Tensor mask = new_empty_like(votes, ScalarType::Bool);
+  Tensor mask = new_output(votes, ScalarType::Bool);
   Tensor invalid = new_flag(votes);
   int32_t* const refused = mutable_data<int32_t>(invalid);
   const auto most = static_cast<int32_t>(std::min(clients, MOST_CLIENTS));

@@ -24,7 +24,9 @@ FEDSPA_INLINE float kept_or_zero(float value, uint32_t kept) {
 }
 
 // By its bits, since a comparison takes a subnormal number for 0 where PyTorch flushes them.
-FEDSPA_INLINE uint32_t not_zero(float value) { return (float_bits(value) << 1) != 0; }
+FEDSPA_INLINE uint32_t not_zero(float value) {
+  return (float_bits(value) << 1) != 0;
+}
 
 // Adds a client: sums += m * w, votes += m. No mask means m = (w != 0).
 template <class T>
@@ -49,7 +51,9 @@ FEDSPA_INLINE void add_client(const T* weight, const uint8_t* mask, int64_t n, f
 template <class T>
 FEDSPA_INLINE void divide(const float* sums, const int32_t* votes, int64_t n, T* average) {
   for (int64_t i = 0; i < n; ++i) {
-    average[i] = from_float<T>(sums[i] / static_cast<float>(std::max(votes[i], 1)));
+    // Not std::max: its reference keeps GCC from vectorising the loop.
+    const int32_t divisor = votes[i] > 0 ? votes[i] : 1;
+    average[i] = from_float<T>(sums[i] / static_cast<float>(divisor));
   }
 }
 
@@ -84,8 +88,8 @@ std::tuple<Tensor, Tensor> l0_average(std::vector<Tensor> weights, std::vector<T
     const auto clients = static_cast<int64_t>(values.size());
     for_ranges((n + CHUNK - 1) / CHUNK, 4,
                [=, values = values.data(), kept = kept.empty() ? nullptr : kept.data(),
-                average = mutable_data<T>(average), votes = mutable_data<int32_t>(votes)](
-                   int64_t begin, int64_t end) FEDSPA_BODY {
+                average = mutable_data<T>(average),
+                votes = mutable_data<int32_t>(votes)](int64_t begin, int64_t end) FEDSPA_BODY {
                  for (int64_t chunk = begin; chunk < end; ++chunk) {
                    const int64_t at = chunk * CHUNK;
                    const int64_t size = std::min(CHUNK, n - at);

@@ -3,6 +3,7 @@
 #include <cpu.h>
 #include <groups.h>
 #include <order.h>
+#include <pages.h>
 #include <scores.h>
 #include <tensors.h>
 #include <torch/csrc/stable/library.h>
@@ -41,7 +42,7 @@ std::tuple<Tensor, Tensor> smallest_mask(const Tensor& scores, int64_t k, int64_
   check_contiguous("smallest_mask: scores", scores, scores.scalar_type());
   STD_TORCH_CHECK(scores.dim() == 2 && k >= 0 && k <= scores.size(1),
                   "smallest_mask: needs (groups, n) scores and 0 <= k <= n");
-  Tensor mask = new_empty_like(scores, ScalarType::Bool);
+  Tensor mask = new_output(scores, ScalarType::Bool);
   Tensor invalid = new_flag(scores);
   for_weight_dtype("smallest_mask: scores", scores, [&]<class T>() {
     const Scores<T> entries{data<T>(scores), mutable_data<bool>(mask)};

@@ -4,11 +4,11 @@
 #include <cpu.h>
 #include <groups.h>
 #include <order.h>
+#include <pages.h>
 #include <tensors.h>
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <tuple>
@@ -37,6 +37,16 @@ FEDSPA_INLINE void for_each_row(int64_t begin, int64_t size, int64_t cols, const
   }
 }
 
+FEDSPA_INLINE float kept_or_zero(float value, bool kept) {
+  return kept ? value : 0.0f;
+}
+
+// A choice between structures would not be vectorised.
+template <class T>
+FEDSPA_INLINE T kept_or_zero(T value, bool kept) {
+  return {static_cast<uint16_t>(kept ? value.bits : 0)};
+}
+
 template <class T>
 struct Weights {
   const T* weight;
@@ -62,7 +72,7 @@ struct Weights {
     T* out = pruned + begin;
     bool* kept = mask + begin;
     for (int64_t i = 0; i < size; ++i) {
-      out[i] = keys[i] > last ? in[i] : T{};
+      out[i] = kept_or_zero(in[i], keys[i] > last);
       kept[i] = keys[i] > last;
     }
   }
@@ -91,7 +101,7 @@ std::tuple<Tensor, Tensor> wanda_scores(const Tensor& weight, const Tensor& norm
   STD_TORCH_CHECK(weight.dim() == 2, "wanda_scores: weight: needs (rows, cols)");
   const int64_t cols = weight.size(1);
   check_sizes("wanda_scores: norms", norms, {cols});
-  Tensor scores = new_empty_like(weight, ScalarType::Float);
+  Tensor scores = new_output(weight, ScalarType::Float);
   Tensor invalid = new_flag(weight);
   *mutable_data<int32_t>(invalid) = is_refused(data<float>(norms), cols);
   for_weight_dtype("wanda_scores: weight", weight, [&]<class T>() {
@@ -118,12 +128,12 @@ std::tuple<Tensor, Tensor, Tensor> wanda_prune(const Tensor& weight, const Tenso
   STD_TORCH_CHECK(weight.dim() == 2, "wanda_prune: weight: needs (rows, cols)");
   check_sizes("wanda_prune: norms", norms, {weight.size(norms_of_rows ? 0 : 1)});
   check_groups("wanda_prune", weight, of, count);
-  Tensor pruned = new_empty_like(weight, weight.scalar_type());
-  Tensor mask = new_empty_like(weight, ScalarType::Bool);
+  Tensor pruned = new_output(weight, weight.scalar_type());
+  Tensor mask = new_output(weight, ScalarType::Bool);
   Tensor invalid = new_flag(weight);
   for_weight_dtype("wanda_prune: weight", weight, [&]<class T>() {
-    const Weights<T> entries{data<T>(weight),    data<float>(norms),      norms_of_rows,
-                             weight.size(1),     mutable_data<T>(pruned), mutable_data<bool>(mask)};
+    const Weights<T> entries{data<T>(weight), data<float>(norms),      norms_of_rows,
+                             weight.size(1),  mutable_data<T>(pruned), mutable_data<bool>(mask)};
     const bool refused = select_in_groups<int32_t>(weight.numel(), of, count, entries);
     *mutable_data<int32_t>(invalid) = refused || is_refused(entries.norms, norms.numel());
   });

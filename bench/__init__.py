@@ -1,0 +1,1 @@
+"""Measurements: what the kernels need, and what they reach on a machine."""

@@ -1,0 +1,265 @@
+// Bit masks and compressed weights on the GPU.
+//
+// pack_mask          bool (..., n)                       -> uint8 (..., ceil(n / 8)), spare bits 0
+// unpack_mask        the inverse
+// count_kept         bits (rows, bytes)                  -> int64, the set bits of each segment
+// compress_values    weight (rows, n), bits, offsets     -> values (kept,)
+// decompress_values  bits, values, offsets               -> weight (rows, n), 0 elsewhere
+//
+// Little bit order: entry 8b + i of a row is bit i of its byte b.
+
+#include <torch/csrc/stable/library.h>
+#include <grid.cuh>
+#include <neighbours.cuh>
+#include <segments.cuh>
+
+#include <vector>
+
+namespace {
+
+using namespace fedspa;
+
+constexpr int BLOCK = 256;
+
+// Four bools in a word's bytes, as four bits. The product moves byte i to bit 28 + i, and no two of
+// its partial products meet in a bit, so nothing carries.
+__device__ unsigned packed(unsigned bools) {
+  return (bools * 0x10204080u) >> 28;
+}
+
+// Four bits as four bools: bit i is moved to bit 8i, and what else the product has is cut off.
+__device__ unsigned unpacked(unsigned bits) {
+  return ((bits & 15) * 0x00204081u) & 0x01010101u;
+}
+
+// How the bytes of bits lie in rows of n entries.
+struct Rows {
+  int64_t n;
+  int64_t bytes; // of all rows
+  Divisor row_bytes;
+
+  // Calls call(entry, count) with the first entry of a byte and how many it has, up to eight.
+  template <class Call>
+  __device__ void entries(int64_t byte, const Call& call) const {
+    const int64_t row = row_bytes.quotient(byte);
+    const int64_t column = (byte - row * row_bytes.divisor()) * 8;
+    call(row * n + column, static_cast<int>(n - column < 8 ? n - column : 8));
+  }
+};
+
+// The first `pairs` threads take two bytes of bits each, and the others one.
+__global__ void __launch_bounds__(BLOCK) pack_bytes(const uint8_t* __restrict__ mask, Rows rows,
+                                                    int64_t pairs, uint8_t* __restrict__ bits) {
+  const int64_t number = thread_number();
+  const int64_t byte = number + pairs;
+  if (number < pairs) {
+    const uint4 bools = reinterpret_cast<const uint4*>(mask)[number];
+    reinterpret_cast<uint16_t*>(bits)[number] =
+        packed(bools.x) | packed(bools.y) << 4 | packed(bools.z) << 8 | packed(bools.w) << 12;
+  } else if (byte < rows.bytes) {
+    rows.entries(byte, [&](int64_t entry, int count) {
+      unsigned value = 0;
+      for (int i = 0; i < count; ++i) {
+        value |= static_cast<unsigned>(mask[entry + i]) << i;
+      }
+      bits[byte] = value;
+    });
+  }
+}
+
+__global__ void __launch_bounds__(BLOCK) unpack_bytes(const uint8_t* __restrict__ bits, Rows rows,
+                                                      int64_t pairs, uint8_t* __restrict__ mask) {
+  const int64_t number = thread_number();
+  const int64_t byte = number + pairs;
+  if (number < pairs) {
+    const unsigned pair = reinterpret_cast<const uint16_t*>(bits)[number];
+    reinterpret_cast<uint4*>(mask)[number] =
+        make_uint4(unpacked(pair), unpacked(pair >> 4), unpacked(pair >> 8), unpacked(pair >> 12));
+  } else if (byte < rows.bytes) {
+    rows.entries(byte, [&](int64_t entry, int count) {
+      for (int i = 0; i < count; ++i) {
+        mask[entry + i] = bits[byte] >> i & 1;
+      }
+    });
+  }
+}
+
+// A warp counts a segment.
+__global__ void __launch_bounds__(BLOCK)
+    count_segments(const uint8_t* __restrict__ bits, Segments segments, int64_t number_of_segments,
+                   int64_t* __restrict__ counts) {
+  const int64_t number = thread_number() / 32;
+  if (number >= number_of_segments) {
+    return;
+  }
+  const Place place = place_of(segments, number);
+  unsigned count = 0;
+#pragma unroll 4
+  for (int word = threadIdx.x % 32; 32 * word < place.length; word += 32) {
+    count += __popc(load_bits(bits + place.byte, word, place.length));
+  }
+#pragma unroll
+  for (int distance = 16; distance > 0; distance /= 2) {
+    count += __shfl_xor_sync(0xffffffff, count, distance);
+  }
+  if (threadIdx.x % 32 == 0) {
+    counts[number] = count;
+  }
+}
+
+// A block moves a segment. T is any type of the weight's size.
+template <class T>
+__global__ void __launch_bounds__(SEGMENT_BLOCK)
+    compress_segments(const T* __restrict__ weight, const uint8_t* __restrict__ bits,
+                      const int64_t* __restrict__ offsets, Segments segments,
+                      T* __restrict__ values) {
+  const Place place = place_of(segments, blockIdx.x);
+  auto* const index = shared_memory<SegmentIndex>();
+  fill_index(index, load_bits(bits + place.byte, threadIdx.x, place.length));
+  const int64_t offset = offsets[blockIdx.x];
+  for_each_bit(index, [&](int i, bool kept, unsigned value) {
+    if (kept) {
+      values[offset + value] = weight[place.element + element_of_thread(i)];
+    }
+  });
+}
+
+template <class T>
+__global__ void __launch_bounds__(SEGMENT_BLOCK)
+    decompress_segments(const uint8_t* __restrict__ bits, const T* __restrict__ values,
+                        const int64_t* __restrict__ offsets, Segments segments,
+                        T* __restrict__ weight) {
+  const Place place = place_of(segments, blockIdx.x);
+  auto* const index = shared_memory<SegmentIndex>();
+  fill_index(index, load_bits(bits + place.byte, threadIdx.x, place.length));
+  const int64_t offset = offsets[blockIdx.x];
+  for_each_bit(index, [&](int i, bool kept, unsigned value) {
+    const int element = element_of_thread(i);
+    if (element < place.length) {
+      weight[place.element + element] = kept ? values[offset + value] : T{0};
+    }
+  });
+}
+
+int64_t last_size(const char* name, const Tensor& tensor, ScalarType dtype) {
+  check_contiguous(name, tensor, dtype);
+  STD_TORCH_CHECK(tensor.dim() > 0, name, ": needs one dimension or more");
+  return tensor.size(tensor.dim() - 1);
+}
+
+Tensor with_last_size(const Tensor& like, int64_t size, ScalarType dtype) {
+  const auto sizes = like.sizes();
+  std::vector<int64_t> shape(sizes.begin(), sizes.end());
+  shape.back() = size;
+  return torch::stable::new_empty(like, shape, dtype);
+}
+
+// How many pairs of bytes can be moved as one: none where rows end within a byte.
+int64_t pairs_of(const Tensor& mask, const Tensor& bits, int64_t n) {
+  const bool whole =
+      n % 8 == 0 && is_aligned(mask.const_data_ptr(), 16) && is_aligned(bits.const_data_ptr(), 2);
+  return whole ? bits.numel() / 2 : 0;
+}
+
+Tensor pack_mask(Tensor mask, int64_t stream) {
+  const int64_t n = last_size("pack_mask", mask, ScalarType::Bool);
+  Tensor bits = with_last_size(mask, (n + 7) / 8, ScalarType::Byte);
+  if (bits.numel() > 0) {
+    const Rows rows = {n, bits.numel(), Divisor((n + 7) / 8)};
+    const int64_t pairs = pairs_of(mask, bits, n);
+    launch(Device(mask, stream), &pack_bytes, blocks_for("pack_mask", rows.bytes - pairs, BLOCK),
+           BLOCK, 0, data<uint8_t>(mask), rows, pairs, mutable_data<uint8_t>(bits));
+  }
+  return bits;
+}
+
+Tensor unpack_mask(Tensor bits, int64_t n, int64_t stream) {
+  const int64_t bytes = last_size("unpack_mask", bits, ScalarType::Byte);
+  STD_TORCH_CHECK(n >= 0 && bytes == (n + 7) / 8, "unpack_mask: ", n, " entries need ", (n + 7) / 8,
+                  " bytes along the last axis, and there are ", bytes);
+  Tensor mask = with_last_size(bits, n, ScalarType::Bool);
+  if (mask.numel() > 0) {
+    const Rows rows = {n, bits.numel(), Divisor(bytes)};
+    const int64_t pairs = pairs_of(mask, bits, n);
+    launch(Device(bits, stream), &unpack_bytes,
+           blocks_for("unpack_mask", rows.bytes - pairs, BLOCK), BLOCK, 0, data<uint8_t>(bits),
+           rows, pairs, mutable_data<uint8_t>(mask));
+  }
+  return mask;
+}
+
+Tensor count_kept(Tensor bits, int64_t n, int64_t segment, int64_t stream) {
+  const Segments segments = make_segments("count_kept", n, segment);
+  const int64_t rows = check_bits("count_kept", bits, segments);
+  const int64_t size = rows * segments.per_row;
+  Tensor counts = new_empty(bits, {size}, ScalarType::Long);
+  if (size > 0) {
+    launch(Device(bits, stream), &count_segments, blocks_for("count_kept", size, BLOCK / 32), BLOCK,
+           0, data<uint8_t>(bits), segments, size, mutable_data<int64_t>(counts));
+  }
+  return counts;
+}
+
+// Runs call.operator()<T>() with a T as large as the elements, which are only moved.
+template <class Call>
+void for_element_size(const char* name, const Tensor& tensor, const Call& call) {
+  switch (tensor.element_size()) {
+    case 2:
+      return call.template operator()<uint16_t>();
+    case 4:
+      return call.template operator()<uint32_t>();
+    case 8:
+      return call.template operator()<uint64_t>();
+    default:
+      STD_TORCH_CHECK(false, name, ": needs elements of 2, 4 or 8 bytes");
+  }
+}
+
+Tensor compress_values(Tensor weight, Tensor bits, Tensor offsets, int64_t kept, int64_t segment,
+                       int64_t stream) {
+  const char* const name = "compress_values";
+  check_contiguous(name, weight, weight.scalar_type());
+  STD_TORCH_CHECK(weight.dim() == 2 && kept >= 0, name, ": needs weight (rows, n) and kept >= 0");
+  const Segments segments = make_segments(name, weight.size(1), segment);
+  const int64_t rows = weight.size(0);
+  check_rows(name, bits, offsets, rows, segments);
+  Tensor values = new_empty(weight, {kept}, weight.scalar_type());
+  if (kept > 0) {
+    for_element_size(name, weight, [&]<class T>() {
+      launch(Device(weight, stream), &compress_segments<T>,
+             blocks_for(name, rows * segments.per_row, 1), SEGMENT_BLOCK, sizeof(SegmentIndex),
+             data<T>(weight), data<uint8_t>(bits), data<int64_t>(offsets), segments,
+             mutable_data<T>(values));
+    });
+  }
+  return values;
+}
+
+Tensor decompress_values(Tensor bits, Tensor values, Tensor offsets, int64_t n, int64_t segment,
+                         int64_t stream) {
+  const char* const name = "decompress_values";
+  const Segments segments = make_segments(name, n, segment);
+  const int64_t rows = bits.dim() == 2 ? bits.size(0) : -1;
+  check_rows(name, bits, offsets, rows, segments);
+  check_contiguous(name, values, values.scalar_type());
+  Tensor weight = new_empty(values, {rows, n}, values.scalar_type());
+  if (rows > 0) {
+    for_element_size(name, values, [&]<class T>() {
+      launch(Device(values, stream), &decompress_segments<T>,
+             blocks_for(name, rows * segments.per_row, 1), SEGMENT_BLOCK, sizeof(SegmentIndex),
+             data<uint8_t>(bits), data<T>(values), data<int64_t>(offsets), segments,
+             mutable_data<T>(weight));
+    });
+  }
+  return weight;
+}
+
+} // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(fedspa_native, FEDSPA_DEVICE, m) {
+  m.impl("pack_mask", TORCH_BOX(&pack_mask));
+  m.impl("unpack_mask", TORCH_BOX(&unpack_mask));
+  m.impl("count_kept", TORCH_BOX(&count_kept));
+  m.impl("compress_values", TORCH_BOX(&compress_values));
+  m.impl("decompress_values", TORCH_BOX(&decompress_values));
+}

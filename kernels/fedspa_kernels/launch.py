@@ -1,0 +1,52 @@
+"""What every family's Triton launchers share: the device guard, and how a kernel is described.
+
+A description is what `python -m bench.resources` compiles where there is no GPU.
+"""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Compilation(NamedTuple):
+    """One shipped configuration of a kernel.
+
+    signature: every argument's type in the kernel's own order, "*fp32", "*i1", "i32", … or
+               "constexpr"
+    constants: the values of the arguments that are "constexpr"
+    odd_sizes: whether it runs on sizes and strides that 16 does not divide
+    """
+
+    kernel: Any
+    name: str
+    signature: Mapping[str, str]
+    constants: Mapping[str, Any]
+    num_warps: int
+    num_stages: int
+    odd_sizes: bool = False
+
+
+def device_guard(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Make the tensor's GPU the current one, because Triton launches on that; on a CPU nothing."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
+def describe(
+    kernel: Any,
+    variant: str,
+    types: Mapping[str, str],
+    num_warps: int,
+    num_stages: int,
+    *,
+    odd_sizes: bool = False,
+    **constants: Any,
+) -> Compilation:
+    """Describe a variant of a kernel; `types` may hold other kernels' arguments as well."""
+    signature = {
+        name: "constexpr" if name in constants else types[name] for name in kernel.arg_names
+    }
+    name = f"{kernel.__name__} ({variant})"
+    return Compilation(kernel, name, signature, constants, num_warps, num_stages, odd_sizes)
