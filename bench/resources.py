@@ -98,7 +98,7 @@ def compile_triton(family: str, index: int, arch: int) -> list[Use]:
         and not parameter.do_not_specialize
     }
     source = ASTSource(kernel, dict(signature), dict(described.constants), attributes)
-    options = {"num_warps": described.num_warps, "num_stages": described.num_stages}
+    options = {key: getattr(described, key) for key in ("num_warps", "num_stages", "maxnreg")}
     try:
         compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     except Exception as error:
@@ -173,7 +173,8 @@ Written by `python -m bench.resources --write` with {_versions()}.
 
 Registers are per thread; shared memory and stack are bytes, per block and per thread. Spilled
 registers lie on the stack. Triton's kernels are compiled for addresses that 16 divides, and for
-such sizes unless it says odd sizes; the shared memory of a CUDA kernel is without what its launcher asks for.
+such sizes too unless a line says "odd sizes"; the shared memory of a CUDA kernel is without what
+its launcher asks for.
 
 {rows}
 """

@@ -17,6 +17,7 @@ class Compilation(NamedTuple):
     signature: every argument's type in the kernel's own order, "*fp32", "*i1", "i32", … or
                "constexpr"
     constants: the values of the arguments that are "constexpr"
+    maxnreg:   the registers that a thread may have, or None: what ptxas thinks good
     odd_sizes: whether it runs on sizes and strides that 16 does not divide
     """
 
@@ -26,6 +27,7 @@ class Compilation(NamedTuple):
     constants: Mapping[str, Any]
     num_warps: int
     num_stages: int
+    maxnreg: int | None = None
     odd_sizes: bool = False
 
 
@@ -41,6 +43,7 @@ def describe(
     num_warps: int,
     num_stages: int,
     *,
+    maxnreg: int | None = None,
     odd_sizes: bool = False,
     **constants: Any,
 ) -> Compilation:
@@ -48,5 +51,6 @@ def describe(
     signature = {
         name: "constexpr" if name in constants else types[name] for name in kernel.arg_names
     }
-    name = f"{kernel.__name__} ({variant})"
-    return Compilation(kernel, name, signature, constants, num_warps, num_stages, odd_sizes)
+    name = f"{kernel.__name__} ({variant}{', odd sizes' if odd_sizes else ''})"
+    options = (num_warps, num_stages, maxnreg, odd_sizes)
+    return Compilation(kernel, name, signature, constants, *options)

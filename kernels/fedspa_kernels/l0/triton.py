@@ -3,7 +3,6 @@
 The clients' tensors are read where they lie, through a table of their addresses.
 """
 
-from collections.abc import Mapping
 from itertools import product
 from typing import Any
 
@@ -13,10 +12,14 @@ import triton.language as tl
 from torch import Tensor
 
 from fedspa_kernels.bitmask.triton import ranks, segment_at, set_bits
-from fedspa_kernels.launch import Compilation, device_guard
+from fedspa_kernels.floats import from_float32, to_float32
+from fedspa_kernels.launch import Compilation, describe, device_guard
 
 # Entries of a program; eight a thread are one 16-byte load of a half-precision weight.
 BLOCK = 1024
+# Registers that a thread may have to average. Left to itself ptxas takes fewer, and then loads the
+# clients' vectors one after the other, or spills.
+AVERAGE_REGISTERS = 80
 # Of tensors whose addresses and size are multiples of this, whole vectors are moved.
 VECTOR = 16
 # Bytes of bits in a tile of compressed clients, of eight entries each.
@@ -24,34 +27,13 @@ TILE_BYTES = 256
 TILE_WARPS = 8
 
 
-# The conversions of bfloat16, the upper half of a float32, are written out: Triton's interpreter
-# (3.7) does not round to nearest, and makes other numbers of subnormal ones.
-
-
-@triton.jit
-def _to_float32(value):
-    if value.dtype == tl.bfloat16:
-        return (value.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
-    return value.to(tl.float32)
-
-
-@triton.jit
-def _from_float32(value, dtype: tl.constexpr):
-    if dtype == tl.bfloat16:
-        bits = value.to(tl.uint32, bitcast=True)
-        nearest_even = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-        upper = tl.where(value == value, nearest_even, 0x7FC0)
-        return upper.to(tl.uint16).to(tl.bfloat16, bitcast=True)
-    return value.to(dtype)
-
-
 @triton.jit
 def _mean(total, count, dtype: tl.constexpr):
     # Where nobody kept an entry its sum is 0, and so is 0 / 1.
-    return _from_float32(tl.div_rn(total, tl.maximum(count, 1).to(tl.float32)), dtype)
+    return from_float32(tl.div_rn(total, tl.maximum(count, 1).to(tl.float32)), dtype)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["clients"])
 def _average(
     table,
     average,
@@ -70,7 +52,7 @@ def _average(
     # Unrolled, because the loads of one client alone do not keep the memory busy.
     for client in tl.range(0, clients, loop_unroll_factor=4):
         weight = tl.multiple_of(tl.load(table + client).to(average.dtype), VECTOR)
-        value = _to_float32(tl.load(weight + index, mask=inside, other=0))
+        value = to_float32(tl.load(weight + index, mask=inside, other=0))
         kept = value != 0
         if MASKED:
             mask = tl.load(table + clients + client).to(tl.pointer_type(tl.uint8))
@@ -83,7 +65,7 @@ def _average(
     tl.store(votes + index, count, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["clients", "tiles"])
 def _average_compressed(
     table, average, votes, clients, n, segment_bytes, tiles, BYTES: tl.constexpr
 ):
@@ -91,27 +73,30 @@ def _average_compressed(
     first_entry, first_byte, entries, length = segment_at(number, n, segment_bytes)
     start = (tl.program_id(0) % tiles) * BYTES
     byte = tl.arange(0, BYTES)
-    inside = start + byte < length
+    inside = byte < length - start
+    first_byte += start
+    first_entry += start * 8
+    entries -= start * 8
     # The votes in a loop of their own: together with the sums, they would not fit the registers of
     # as many programs.
     count = tl.zeros((BYTES, 8), tl.int32)
     for client in range(0, clients):
         bits = tl.load(table + client).to(tl.pointer_type(tl.uint8)) + first_byte
-        packed = tl.load(bits + start + byte, mask=inside, other=0).to(tl.int32)
+        packed = tl.load(bits + byte, mask=inside, other=0).to(tl.int32)
         count += (packed[:, None] >> tl.arange(0, 8)[None, :]) & 1
     total = tl.zeros((BYTES, 8), tl.float32)
     for client in range(0, clients):
         bits = tl.load(table + client).to(tl.pointer_type(tl.uint8)) + first_byte
         values = tl.load(table + clients + client).to(average.dtype)
         offsets = tl.load(table + 2 * clients + client).to(tl.pointer_type(tl.int64))
-        kept, rank, _ = ranks(tl.load(bits + start + byte, mask=inside, other=0).to(tl.int32))
+        kept, rank, _ = ranks(tl.load(bits + byte, mask=inside, other=0).to(tl.int32))
         # The offset is that of the segment: what its earlier tiles keep comes before.
         earlier = tl.zeros((BYTES,), tl.int32)
-        for other in range(0, start, BYTES):
+        for other in range(-start, 0, BYTES):
             earlier += set_bits(tl.load(bits + other + byte).to(tl.int32))
         values += tl.load(offsets + number) + tl.sum(earlier, 0)
-        total += _to_float32(tl.load(values + rank, mask=kept, other=0))
-    entry = ((start + byte) * 8)[:, None] + tl.arange(0, 8)[None, :]
+        total += to_float32(tl.load(values + rank, mask=kept, other=0))
+    entry = (byte * 8)[:, None] + tl.arange(0, 8)[None, :]
     mean = _mean(total, count, average.dtype.element_ty)
     tl.store(average + first_entry + entry, mean, mask=entry < entries)
     tl.store(votes + first_entry + entry, count, mask=entry < entries)
@@ -121,7 +106,7 @@ def _average_compressed(
 def _add(total, votes, kept, weight, mask, importance, n, BLOCK: tl.constexpr):
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = index < n
-    value = _to_float32(tl.load(weight + index, mask=inside, other=0))
+    value = to_float32(tl.load(weight + index, mask=inside, other=0))
     chosen = value != 0
     if mask is not None:
         chosen = tl.load(mask + index, mask=inside, other=0) != 0
@@ -153,6 +138,7 @@ def l0_average(weights: list[Tensor], masks: list[Tensor]) -> tuple[Tensor, Tens
                 MASKED=bool(masks),
                 VECTOR=vector,
                 BLOCK=BLOCK,
+                maxnreg=AVERAGE_REGISTERS,
             )
     return average, votes
 
@@ -203,26 +189,21 @@ def _table(addresses: list[int], device: torch.device) -> Tensor:
 
 
 def compilations() -> list[Compilation]:
-    """Every shipped configuration; of the two options of l0_add_, both or neither."""
-    found = []
-    for element in ("*fp32", "*fp16", "*bf16"):
-        types = {"average": element, "weight": element}
-        for masked, vector in product((False, True), (1, VECTOR)):
-            constants = {"MASKED": masked, "VECTOR": vector, "BLOCK": BLOCK}
-            found.append(_compilation(_average, types, constants))
-        found.append(_compilation(_average_compressed, types, {"BYTES": TILE_BYTES}, TILE_WARPS))
-        for absent in ({}, {"kept": None, "mask": None}):
-            found.append(_compilation(_add, types, {"BLOCK": BLOCK, **absent}))
-    return found
-
-
-def _compilation(
-    kernel: Any, types: Mapping[str, str], constants: Mapping[str, Any], num_warps: int = 4
-) -> Compilation:
-    others = {"table": "*i64", "votes": "*i32", "total": "*fp32", "kept": "*fp32", "mask": "*u8"}
-    sizes = {"clients": "i32", "vectors": "i64", "n": "i64", "segment_bytes": "i32", "tiles": "i32"}
-    types = {**types, **others, **sizes, "importance": "fp32"}
-    types |= dict.fromkeys(constants, "constexpr")
-    signature = {name: types[name] for name in kernel.arg_names}
-    name = " ".join([kernel.__name__, *signature.values(), str(constants)])
-    return Compilation(kernel, name, signature, constants, num_warps, num_stages=3)
+    """Describe every kernel, of sizes that 16 divides and others, with masks and without."""
+    types = {"table": "*i64", "votes": "*i32", "total": "*fp32", "kept": "*fp32", "mask": "*u8"}
+    types |= dict.fromkeys(("clients", "vectors", "n", "segment_bytes", "tiles"), "i32")
+    types["importance"] = "fp32"
+    described = []
+    for dtype, odd_sizes in product(("fp32", "fp16", "bf16"), (False, True)):
+        types |= dict.fromkeys(("average", "weight"), f"*{dtype}")
+        options: dict[str, Any] = {"num_warps": 4, "num_stages": 3, "odd_sizes": odd_sizes}
+        averaging = {"VECTOR": 1 if odd_sizes else VECTOR, "maxnreg": AVERAGE_REGISTERS}
+        for kernel, variant, own in (
+            (_average, dtype, averaging | {"MASKED": False, "BLOCK": BLOCK}),
+            (_average, f"{dtype}, masks", averaging | {"MASKED": True, "BLOCK": BLOCK}),
+            (_average_compressed, dtype, {"BYTES": TILE_BYTES, "num_warps": TILE_WARPS}),
+            (_add, dtype, {"BLOCK": BLOCK, "mask": None, "kept": None}),
+            (_add, f"{dtype}, masks", {"BLOCK": BLOCK}),
+        ):
+            described.append(describe(kernel, variant, types, **options | own))
+    return described
