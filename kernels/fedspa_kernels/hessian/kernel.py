@@ -34,7 +34,8 @@ def by_panels(kernels: Any, hessian: Tensor, inputs: Tensor) -> None:
         stack = inputs.reshape(len(hessians), *inputs.shape[-2:])
         for sums, tokens in zip(hessians, stack, strict=True):
             _add_upper_(sums, tokens)
-        kernels.mirror_upper_(hessians)
+        if hessian.shape[-1] > _panel(hessian):  # else the one panel is the whole
+            kernels.mirror_upper_(hessians)
 
 
 def by_tiles(kernels: Any, hessian: Tensor, inputs: Tensor) -> None:
@@ -55,7 +56,7 @@ def _add_upper_(hessian: Tensor, inputs: Tensor) -> None:
     for tokens in [inputs] if on_gpu else inputs.split(TOKENS):
         # Products of two halves are exact in float32, so a GPU takes them as they are.
         tokens = tokens if on_gpu else tokens.float()
-        width = PANEL["cuda" if on_gpu else "cpu"]
+        width = _panel(hessian)
         for begin in range(0, cols, width):
             end = min(begin + width, cols)
             panel, left, right = hessian[:end, begin:end], tokens[:, :end], tokens[:, begin:end]
@@ -63,6 +64,10 @@ def _add_upper_(hessian: Tensor, inputs: Tensor) -> None:
                 panel.addmm_(left.T, right)
             else:
                 panel.add_(torch.mm(left.T, right, out_dtype=torch.float32))
+
+
+def _panel(hessian: Tensor) -> int:
+    return PANEL["cpu" if hessian.device.type == "cpu" else "cuda"]
 
 
 @contextmanager

@@ -5,6 +5,7 @@ they are summed. Where there are few tiles the tokens are cut into parts, whose 
 kernel adds in order, so that the same call gives the same bits.
 """
 
+from itertools import product
 from typing import Any
 
 import torch
@@ -19,6 +20,10 @@ HALVES = {"BLOCK": 128, "BLOCK_TOKENS": 64, "num_warps": 8, "num_stages": 3}
 TF32 = {"BLOCK": 128, "BLOCK_TOKENS": 32, "num_warps": 8, "num_stages": 3}
 # Without tensor cores each thread multiplies, and its registers hold less.
 IEEE = {"BLOCK": 64, "BLOCK_TOKENS": 16, "num_warps": 4, "num_stages": 3}
+# Of other numbers of columns than multiples of VECTOR the entries are moved one at a time, each by
+# an address of its own: a larger tile's would not fit the registers.
+ODD = {"BLOCK": 64, "BLOCK_TOKENS": 32, "num_warps": 8, "num_stages": 3}
+VECTOR = 16
 ADD = {"BLOCK": 64, "num_warps": 8, "num_stages": 1}
 
 # Neighbouring programs take a square of GROUP × GROUP tiles: their inputs stay in the L2 cache.
@@ -145,7 +150,7 @@ def accumulate_hessian_(hessian: Tensor, inputs: Tensor, precision: str) -> None
     if inputs.dtype == torch.bfloat16 and inputs.device.type == "cpu":
         # Triton's interpreter (3.7) multiplies the bits of bfloat16 as if they were integers.
         inputs = inputs.float()
-    config = HALVES if inputs.dtype != torch.float32 else TF32 if precision == "tf32" else IEEE
+    config = _config(size, inputs.dtype, precision)
     tiles = triton.cdiv(size, config["BLOCK"])
     number, part_tokens = _cut(tokens, _entries(tiles) * matrices)
     parts = hessian.new_empty(matrices, number, size, size) if number > 1 else None
@@ -166,6 +171,14 @@ def accumulate_hessian_(hessian: Tensor, inputs: Tensor, precision: str) -> None
             add_parts_kernel[pairs, matrices](hessian, parts, size, number, **ADD)
 
 
+def _config(size: int, dtype: torch.dtype, precision: str) -> dict[str, int]:
+    if size % VECTOR:
+        return ODD
+    if dtype != torch.float32:
+        return HALVES
+    return TF32 if precision == "tf32" else IEEE
+
+
 def _entries(size: int) -> int:
     """Return how many entries of a square matrix are on or above the diagonal."""
     return size * (size + 1) // 2
@@ -183,23 +196,25 @@ def compilations() -> list[Compilation]:
     types = dict.fromkeys(("hessian", "parts"), "*fp32")
     types |= dict.fromkeys(("size", "tokens", "part_tokens", "number"), "i32")
     one_part: dict[str, Any] = {"parts": None}
-    described = [describe(add_parts_kernel, "fp32", types, **ADD)]
-    for dtype, precision, config in (
-        ("bf16", "ieee", HALVES),
-        ("fp16", "ieee", HALVES),
-        ("fp32", "tf32", TF32),
-        ("fp32", "ieee", IEEE),
+    described = []
+    for odd_sizes, (dtype, precision, even) in product(
+        (False, True),
+        (
+            ("bf16", "ieee", HALVES),
+            ("fp16", "ieee", HALVES),
+            ("fp32", "tf32", TF32),
+            ("fp32", "ieee", IEEE),
+        ),
     ):
         types["inputs"] = f"*{dtype}"
-        described += [
-            describe(
-                product_kernel,
-                f"{dtype}, {precision}, {parts}",
-                types,
-                PRECISION=precision,
-                **unused,
-                **config,
+        options: dict[str, Any] = {"odd_sizes": odd_sizes, **(ODD if odd_sizes else even)}
+        for parts, unused in (("one part", one_part), ("parts", {})):
+            variant = f"{dtype}, {precision}, {parts}"
+            described.append(
+                describe(product_kernel, variant, types, PRECISION=precision, **unused, **options)
             )
-            for parts, unused in (("one part", one_part), ("parts", {}))
-        ]
-    return described
+    options = dict(ADD)
+    return described + [
+        describe(add_parts_kernel, "fp32", types, odd_sizes=odd_sizes, **options)
+        for odd_sizes in (False, True)
+    ]

@@ -11,9 +11,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fedspa_kernels.bitmask.triton import ranks, segment_at, set_bits
+from fedspa_kernels.bitmask.triton import count_kept, ranks, segment_at, set_bits
 from fedspa_kernels.floats import from_float32, to_float32
 from fedspa_kernels.launch import Compilation, describe, device_guard
+
+# What kernel.py asks of this module; it counts the bits of compressed clients.
+__all__ = ["compilations", "count_kept", "l0_add_", "l0_average", "l0_average_compressed"]
 
 # Entries of a program; eight a thread are one 16-byte load of a half-precision weight.
 BLOCK = 1024

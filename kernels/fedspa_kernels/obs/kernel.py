@@ -21,7 +21,8 @@ obs_prune_block_(weight, update, scale, dead, damp, inverse, count, keep, of,
 """
 
 import math
-from itertools import product
+from functools import partial
+from itertools import product as indices
 from typing import Any, NamedTuple
 
 import torch
@@ -115,24 +116,30 @@ def _run(kernels: Any, sweep: Sweep, choice: Choice) -> None:
     inverses = iter(inverse_blocks(upper, [block for panel in panels for block in panel]))
     for panel in panels:
         begin, end = panel[0].start, panel[-1].stop
-        far = _product(change[..., :begin], upper[:, :begin, begin:end])
+        far = None
+        if begin:
+            far = _product(change[..., :begin], upper[:, :begin, begin:end])
         if _is_wide(choice):
             _select(kernels, sweep, slice(begin, end), far, choice)
         for block in panel:
-            near = _product(change[..., begin : block.start], upper[:, begin : block.start, block])
-            update = far[..., block.start - begin : block.stop - begin] + near
-            inverse = next(inverses)[:, : update.shape[-1], : update.shape[-1]].contiguous()
+            inverse = next(inverses)[:, : block.stop - block.start, : block.stop - block.start]
+            update = None if far is None else far[..., block.start - begin : block.stop - begin]
+            if block.start > begin:
+                near = slice(begin, block.start)
+                update = _product(change[..., near], upper[:, near, block], plus=update)
+            if update is not None:
+                update = _product(update, inverse)
             count = -1
             if choice.sparsity is not None and not _is_wide(choice):
-                count = at_most(rows * update.shape[-1], choice.sparsity)
-            _prune_block(kernels, sweep, block, _product(update, inverse), inverse, count, choice)
+                count = at_most(rows * (block.stop - block.start), choice.sparsity)
+            _prune_block(kernels, sweep, block, update, inverse.contiguous(), count, choice)
 
 
 def _prune_block(
     kernels: Any,
     sweep: Sweep,
     block: slice,
-    update: Tensor,
+    update: Tensor | None,
     inverse: Tensor,
     count: int,
     choice: Choice,
@@ -140,7 +147,7 @@ def _prune_block(
     upper, damp, dead = sweep.factor
     kernels.obs_prune_block_(
         sweep.weight[..., block],
-        update if block.start else None,
+        update,
         upper.diagonal(dim1=-2, dim2=-1)[:, block].contiguous(),
         dead[:, block].contiguous(),
         damp,
@@ -155,13 +162,16 @@ def _prune_block(
     )
 
 
-def _select(kernels: Any, sweep: Sweep, block: slice, errors: Tensor, choice: Choice) -> None:
+def _select(
+    kernels: Any, sweep: Sweep, block: slice, errors: Tensor | None, choice: Choice
+) -> None:
     """Fill `kept` of a block that is wider than the kernel's, from the start values."""
     upper, _, dead = sweep.factor
     triangle = upper[:, block, block]
-    update = torch.linalg.solve_triangular(triangle, errors, upper=True, left=False)
-    live = sweep.weight[..., block].float().masked_fill(dead[:, None, block], 0)
-    scores = (live + update).mul_(triangle.diagonal(dim1=-2, dim2=-1).unsqueeze(1)).abs_()
+    start = sweep.weight[..., block].float().masked_fill(dead[:, None, block], 0)
+    if errors is not None:
+        start += torch.linalg.solve_triangular(triangle, errors, upper=True, left=False)
+    scores = start.mul_(triangle.diagonal(dim1=-2, dim2=-1).unsqueeze(1)).abs_()
     count = at_most(scores[0].numel(), choice.sparsity or 0.0)
     # A weight that is not finite makes NaN here; the block's kernel finds it in the weight itself.
     goes, _ = kernels.smallest_mask(scores.nan_to_num_().flatten(1), count)
@@ -190,11 +200,12 @@ def _panels(cols: int, choice: Choice) -> list[list[slice]]:
     ]
 
 
-def _product(left: Tensor, right: Tensor) -> Tensor:
+def _product(left: Tensor, right: Tensor, plus: Tensor | None = None) -> Tensor:
     """Multiply two stacks; a stack of one as matrices, which every device does best."""
     if len(left) == 1:
-        return torch.mm(left[0], right[0]).unsqueeze(0)
-    return torch.bmm(left, right)
+        product = torch.mm if plus is None else partial(torch.addmm, plus[0])
+        return product(left[0], right[0]).unsqueeze(0)
+    return torch.bmm(left, right) if plus is None else torch.baddbmm(plus, left, right)
 
 
 def _names(hessian: Tensor) -> list[str]:
@@ -202,4 +213,4 @@ def _names(hessian: Tensor) -> list[str]:
     batch = hessian.shape[:-2]
     if not batch:
         return ["hessian"]
-    return [f"hessian {list(index)}" for index in product(*map(range, batch))]
+    return [f"hessian {list(index)}" for index in indices(*map(range, batch))]

@@ -190,17 +190,18 @@ def compilations() -> list[Compilation]:
     types |= dict.fromkeys(("histograms", "tile_counts", "invalid"), "*i32")
     types |= dict.fromkeys(("rows_total", "width", "count", "group", "drops"), "i32")
     for view, step in product(("weight", "pruned", "kept", "change"), ("matrix", "row")):
-        types[f"{view}_{step}"] = "i64"
+        types[f"{view}_{step}"] = "i32"
     unused: dict[str, Any] = {"histograms": None, "tile_counts": None}
     described = []
-    for dtype in ("bf16", "fp16", "fp32"):
+    for dtype, odd_sizes in product(("bf16", "fp16", "fp32"), (False, True)):
         types |= dict.fromkeys(("weight", "pruned"), f"*{dtype}")
+        options: dict[str, Any] = {"odd_sizes": odd_sizes, **CONFIG}
         described += [
-            describe(histogram_kernel, f"{dtype}, digit {digit}", types, DIGIT=digit, **CONFIG)
+            describe(histogram_kernel, f"{dtype}, digit {digit}", types, DIGIT=digit, **options)
             for digit in range(DIGITS.value)
         ]
         described += [
-            describe(sweep_kernel, f"{dtype}, {choice}", types, CHOICE=choice, **none, **CONFIG)
+            describe(sweep_kernel, f"{dtype}, {choice}", types, CHOICE=choice, **none, **options)
             for choice, none in (("count", {}), ("pattern", unused), ("mask", unused))
         ]
     return described
