@@ -10,6 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+# Where this divides addresses, sizes and strides, Triton moves whole vectors.
+VECTOR = 16
+
 
 class Compilation(NamedTuple):
     """One shipped configuration of a kernel.
@@ -18,7 +21,7 @@ class Compilation(NamedTuple):
                "constexpr"
     constants: the values of the arguments that are "constexpr"
     maxnreg:   the registers that a thread may have, or None: what ptxas thinks good
-    odd_sizes: whether it runs on sizes and strides that 16 does not divide
+    odd_sizes: whether it runs on sizes and strides that VECTOR does not divide
     """
 
     kernel: Any

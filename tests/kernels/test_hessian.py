@@ -10,10 +10,10 @@ ATOL = 1e-3
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float16, torch.bfloat16))
-@pytest.mark.parametrize("leading", ((), (3,), (2, 3)))
-def test_adds_the_products_of_the_inputs(place, dtype, leading):
+@pytest.mark.parametrize(("leading", "cols"), (((), 24), ((3,), 24), ((2, 3), 24), ((2,), 300)))
+def test_adds_the_products_of_the_inputs(place, dtype, leading, cols):
     torch.manual_seed(0)
-    inputs, start = torch.randn(*leading, 200, 24).to(dtype), torch.randn(*leading, 24, 24)
+    inputs, start = torch.randn(*leading, 200, cols).to(dtype), torch.randn(*leading, cols, cols)
     start = start + start.mT
     hessian = start.clone().to(place.device)
     returned = accumulate_hessian_(hessian, inputs.to(place.device), backend=place.backend)

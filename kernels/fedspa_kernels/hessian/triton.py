@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fedspa_kernels.launch import Compilation, describe, device_guard
+from fedspa_kernels.launch import VECTOR, Compilation, describe, device_guard
 
 # A program sums a tile of BLOCK × BLOCK products, over BLOCK_TOKENS tokens at a time.
 HALVES = {"BLOCK": 128, "BLOCK_TOKENS": 64, "num_warps": 8, "num_stages": 3}
@@ -23,7 +23,6 @@ IEEE = {"BLOCK": 64, "BLOCK_TOKENS": 16, "num_warps": 4, "num_stages": 3}
 # Of other numbers of columns than multiples of VECTOR the entries are moved one at a time, each by
 # an address of its own: a larger tile's would not fit the registers.
 ODD = {"BLOCK": 64, "BLOCK_TOKENS": 32, "num_warps": 8, "num_stages": 3}
-VECTOR = 16
 ADD = {"BLOCK": 64, "num_warps": 8, "num_stages": 1}
 
 # Neighbouring programs take a square of GROUP × GROUP tiles: their inputs stay in the L2 cache.

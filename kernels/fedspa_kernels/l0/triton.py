@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fedspa_kernels.bitmask.triton import count_kept, ranks, segment_at, set_bits
 from fedspa_kernels.floats import from_float32, to_float32
-from fedspa_kernels.launch import Compilation, describe, device_guard
+from fedspa_kernels.launch import VECTOR, Compilation, describe, device_guard
 
 # What kernel.py asks of this module; it counts the bits of compressed clients.
 __all__ = ["compilations", "count_kept", "l0_add_", "l0_average", "l0_average_compressed"]
@@ -23,8 +23,6 @@ BLOCK = 1024
 # Registers that a thread may have to average. Left to itself ptxas takes fewer, and then loads the
 # clients' vectors one after the other, or spills.
 AVERAGE_REGISTERS = 80
-# Of tensors whose addresses and size are multiples of this, whole vectors are moved.
-VECTOR = 16
 # Bytes of bits in a tile of compressed clients, of eight entries each.
 TILE_BYTES = 256
 TILE_WARPS = 8

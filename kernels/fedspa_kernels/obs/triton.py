@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fedspa_kernels.floats import from_float32
-from fedspa_kernels.launch import Compilation, describe, device_guard
+from fedspa_kernels.launch import VECTOR, Compilation, describe, device_guard
 from fedspa_kernels.obs.triton_choice import (
     BINS,
     DIGITS,
@@ -26,8 +26,9 @@ __all__ = ["compilations", "obs_prune_block_", "smallest_mask"]
 
 # A tile is rows × all columns of the block, and one warp has it: taking a column out of the tile
 # is then a few shuffles, where more warps would meet at a barrier for every column.
-BLOCK_ROWS = 8
-CONFIG = {"BLOCK_ROWS": BLOCK_ROWS, "BLOCK_COLS": 128, "num_warps": 1, "num_stages": 1}
+CONFIG = {"BLOCK_ROWS": 8, "BLOCK_COLS": 128, "num_warps": 1, "num_stages": 1}
+# Entries that are moved one at a time need an address each, and registers for it.
+ODD = {"BLOCK_ROWS": 4, "BLOCK_COLS": 128, "num_warps": 1, "num_stages": 1, "maxnreg": 168}
 
 
 @triton.jit(do_not_specialize=["count", "group", "drops"])
@@ -149,12 +150,13 @@ def obs_prune_block_(
     matrices, rows, width = weight.shape
     if weight.numel() == 0:
         return
-    tiles = triton.cdiv(rows, BLOCK_ROWS)
     choice = "count" if count >= 0 else "pattern" if of > 0 else "mask"
     group = of if choice == "pattern" else width
     block = (weight, update, scale, dead)
     outputs = (pruned, kept, change, loss, invalid)
     strides = [step for view in (weight, *outputs[:3]) for step in view.stride()[:2]]
+    config = ODD if any(size % VECTOR for size in (width, *strides)) else CONFIG
+    tiles = triton.cdiv(rows, config["BLOCK_ROWS"])
     found: tuple[Tensor | None, Tensor | None] = (None, None)
     with device_guard(weight):
         if choice == "count":
@@ -164,7 +166,7 @@ def obs_prune_block_(
             )
             for digit in range(DIGITS.value):
                 histogram_kernel[tiles, matrices](
-                    *block, *found, rows, width, count, *strides[:2], DIGIT=digit, **CONFIG
+                    *block, *found, rows, width, count, *strides[:2], DIGIT=digit, **config
                 )
         sweep_kernel[tiles, matrices](
             *block,
@@ -179,7 +181,7 @@ def obs_prune_block_(
             of - keep,
             *strides,
             CHOICE=choice,
-            **CONFIG,
+            **config,
         )
 
 
@@ -195,7 +197,7 @@ def compilations() -> list[Compilation]:
     described = []
     for dtype, odd_sizes in product(("bf16", "fp16", "fp32"), (False, True)):
         types |= dict.fromkeys(("weight", "pruned"), f"*{dtype}")
-        options: dict[str, Any] = {"odd_sizes": odd_sizes, **CONFIG}
+        options: dict[str, Any] = {"odd_sizes": odd_sizes, **(ODD if odd_sizes else CONFIG)}
         described += [
             describe(histogram_kernel, f"{dtype}, digit {digit}", types, DIGIT=digit, **options)
             for digit in range(DIGITS.value)

@@ -114,10 +114,12 @@ def _ties_before(ties, tile_counts):
         tiles = first + tl.arange(0, BINS)
         earlier = tiles < tl.program_id(0)
         before += tl.load(tile_counts + tiles.to(tl.int64) * BINS, mask=earlier, other=0)
-    ties = tl.where(ties, 1, 0)
-    of_rows = tl.sum(ties, 1)
+    ties = ties.to(tl.int32)
+    along_row = tl.cumsum(ties, 1)
+    # Not the sum of the ties: LLVM makes that a count of bits, which it gathers on the stack.
+    of_rows = tl.max(along_row, 1)
     before_row = tl.cumsum(of_rows, 0) - of_rows
-    return tl.sum(before, 0) + before_row[:, None] + tl.cumsum(ties, 1) - ties
+    return tl.sum(before, 0) + before_row[:, None] + along_row - ties
 
 
 @triton.jit
