@@ -14,10 +14,12 @@ EXTRAS := gguf data test dev
 RECORD := kernels/fedspa_kernels/_build.json
 NATIVE := CMakeLists.txt $(wildcard $(foreach end,cpp cu h cuh,kernels/fedspa_kernels/*.$(end) kernels/fedspa_kernels/*/*.$(end)))
 
+SHIM := $(wildcard $(foreach end,cpp cu h cuh,tests/shim/*.$(end)))
+
 PYTEST_FLAGS ?=
 DEMO_FLAGS ?=
 
-.PHONY: help build test test-cuda-on-cpu demo lint format dist clean FORCE
+.PHONY: help build test test-triton test-cuda-on-cpu demo lint format dist clean FORCE
 .DELETE_ON_ERROR:
 
 help: ## print the targets
@@ -29,14 +31,18 @@ build: .venv/.installed ## set up .venv and build the native library
 # One process tests one way of running the kernels (tests/conftest.py): as here, Triton in its interpreter, and CUDA's
 # sources on the CPU. PLACES names what the first of them must have; of a choice of tests the others may have none.
 CUDA_ON_CPU := build/cuda-on-cpu/libfedspa_native.so
+HAS_TRITON = $(shell $(PY) -c 'import triton' 2>/dev/null && echo yes)
 NATIVE_IS_BUILT = $(shell grep -s '"cpu"' $(RECORD))
 SOME = $(PYTEST_FLAGS) $(if $(PYTEST_FLAGS),|| test $$? -eq 5)
 
 test: build lint ## lint, types and all tests; PYTEST_FLAGS='-k bitmask' for some of them
 	$(PY) -m pytest $(if $(PLACES),--places $(PLACES)) $(SOME)
+	$(if $(PLACES)$(HAS_TRITON),$(MAKE) --no-print-directory test-triton)
+	$(if $(PLACES)$(NATIVE_IS_BUILT),$(MAKE) --no-print-directory test-cuda-on-cpu)
+
+test-triton: .venv/.installed
 	TRITON_INTERPRET=1 $(PY) -m pytest tests/kernels --places cpu-triton $(SOME)
 	$(if $(PYTEST_FLAGS),,$(PY) -m bench.resources --check)
-	$(if $(PLACES)$(NATIVE_IS_BUILT),$(MAKE) --no-print-directory test-cuda-on-cpu)
 
 test-cuda-on-cpu: $(CUDA_ON_CPU)
 	$(PY) -m pytest tests/kernels --places cpu-native --native-library $(CUDA_ON_CPU) $(SOME)
@@ -51,13 +57,13 @@ demo: build .venv/.model ## prune a real model over four clients; DEMO_FLAGS='--
 lint: .venv/.installed ## ruff, clang-format and mypy, changing nothing
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
-	.venv/bin/clang-format --dry-run --Werror $(filter-out CMakeLists.txt,$(NATIVE))
+	.venv/bin/clang-format --dry-run --Werror $(filter-out CMakeLists.txt,$(NATIVE)) $(SHIM)
 	$(PY) -m mypy
 
 format: .venv/.installed ## put the sources in order
 	$(PY) -m ruff check --fix
 	$(PY) -m ruff format
-	.venv/bin/clang-format -i $(filter-out CMakeLists.txt,$(NATIVE))
+	.venv/bin/clang-format -i $(filter-out CMakeLists.txt,$(NATIVE)) $(SHIM)
 
 dist: .venv/.installed ## a wheel and a source archive in dist/
 	rm -rf build/lib*

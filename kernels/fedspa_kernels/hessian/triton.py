@@ -18,8 +18,9 @@ from fedspa_kernels.launch import VECTOR, Compilation, describe, device_guard
 # A program sums a tile of BLOCK × BLOCK products, over BLOCK_TOKENS tokens at a time.
 HALVES = {"BLOCK": 128, "BLOCK_TOKENS": 64, "num_warps": 8, "num_stages": 3}
 TF32 = {"BLOCK": 128, "BLOCK_TOKENS": 32, "num_warps": 8, "num_stages": 3}
-# Without tensor cores each thread multiplies, and its registers hold less.
-IEEE = {"BLOCK": 64, "BLOCK_TOKENS": 16, "num_warps": 4, "num_stages": 3}
+# Without tensor cores each thread multiplies, and its registers hold less; without the bound ptxas
+# would take fewer of them, and spill.
+IEEE = {"BLOCK": 64, "BLOCK_TOKENS": 16, "num_warps": 4, "num_stages": 3, "maxnreg": 128}
 # Of other numbers of columns than multiples of VECTOR the entries are moved one at a time, each by
 # an address of its own: a larger tile's would not fit the registers.
 ODD = {"BLOCK": 64, "BLOCK_TOKENS": 32, "num_warps": 8, "num_stages": 3}
@@ -60,7 +61,7 @@ def _add(hessian, sums, row_tile, col_tile, size, BLOCK: tl.constexpr):
     tl.store(upper, sums, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "part_tokens"])
 def product_kernel(
     hessian,
     parts,
@@ -114,7 +115,7 @@ def product_kernel(
         tl.store(parts + rows.to(tl.int64)[:, None] * size + cols[None, :], sums, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["number"])
 def add_parts_kernel(hessian, parts, size, number, BLOCK: tl.constexpr):
     """Add the parts' sums to a tile of the Hessian, the first part first.
 
@@ -149,7 +150,7 @@ def accumulate_hessian_(hessian: Tensor, inputs: Tensor, precision: str) -> None
     if inputs.dtype == torch.bfloat16 and inputs.device.type == "cpu":
         # Triton's interpreter (3.7) multiplies the bits of bfloat16 as if they were integers.
         inputs = inputs.float()
-    config = _config(size, inputs.dtype, precision)
+    config = _config(inputs, precision)
     tiles = triton.cdiv(size, config["BLOCK"])
     number, part_tokens = _cut(tokens, _entries(tiles) * matrices)
     parts = hessian.new_empty(matrices, number, size, size) if number > 1 else None
@@ -170,10 +171,10 @@ def accumulate_hessian_(hessian: Tensor, inputs: Tensor, precision: str) -> None
             add_parts_kernel[pairs, matrices](hessian, parts, size, number, **ADD)
 
 
-def _config(size: int, dtype: torch.dtype, precision: str) -> dict[str, int]:
-    if size % VECTOR:
+def _config(inputs: Tensor, precision: str) -> dict[str, int]:
+    if inputs.shape[-1] % VECTOR or inputs.data_ptr() % VECTOR:
         return ODD
-    if dtype != torch.float32:
+    if inputs.dtype != torch.float32:
         return HALVES
     return TF32 if precision == "tf32" else IEEE
 

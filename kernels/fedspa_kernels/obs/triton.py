@@ -27,8 +27,9 @@ __all__ = ["compilations", "obs_prune_block_", "smallest_mask"]
 # A tile is rows × all columns of the block, and one warp has it: taking a column out of the tile
 # is then a few shuffles, where more warps would meet at a barrier for every column.
 CONFIG = {"BLOCK_ROWS": 8, "BLOCK_COLS": 128, "num_warps": 1, "num_stages": 1}
-# Entries that are moved one at a time need an address each, and registers for it.
-ODD = {"BLOCK_ROWS": 4, "BLOCK_COLS": 128, "num_warps": 1, "num_stages": 1, "maxnreg": 168}
+# Of other widths and strides than multiples of VECTOR each entry has an address of its own, and
+# there are registers for fewer rows; without the bound ptxas would take fewer still, and spill.
+ODD = {"BLOCK_ROWS": 4, "BLOCK_COLS": 128, "num_warps": 1, "num_stages": 1, "maxnreg": 200}
 
 
 @triton.jit(do_not_specialize=["count", "group", "drops"])
@@ -155,7 +156,8 @@ def obs_prune_block_(
     block = (weight, update, scale, dead)
     outputs = (pruned, kept, change, loss, invalid)
     strides = [step for view in (weight, *outputs[:3]) for step in view.stride()[:2]]
-    config = ODD if any(size % VECTOR for size in (width, *strides)) else CONFIG
+    odd = any(number % VECTOR for number in (width, weight.data_ptr(), *strides))
+    config = ODD if odd else CONFIG
     tiles = triton.cdiv(rows, config["BLOCK_ROWS"])
     found: tuple[Tensor | None, Tensor | None] = (None, None)
     with device_guard(weight):
