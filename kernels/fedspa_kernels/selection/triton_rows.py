@@ -120,4 +120,8 @@ def launch_rows(
 def describe_rows(variant: str, types: Mapping[str, str], **constants: Any) -> list[Compilation]:
     """Describe the kernel for groups that are rows."""
     constants = constants | {"WRAP": ONE_ROW.value}
-    return [describe(select_rows, variant, types, num_warps(THREADS), NUM_STAGES, **constants)]
+    warps = num_warps(THREADS)
+    return [
+        describe(select_rows, variant, types, warps, NUM_STAGES, odd_sizes=odd, **constants)
+        for odd in (False, True)
+    ]
