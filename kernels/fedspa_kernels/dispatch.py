@@ -26,9 +26,15 @@ ORDER = {
     "xpu": ("triton", "reference"),
 }
 BACKENDS = ("native", "triton", "reference")
+VARIABLE = "FEDSPA_BACKEND"
 
 # The operators live as long as this object does.
 _LIBRARY = torch.library.Library("fedspa", "FRAGMENT")
+
+
+def takes_all(*arguments: Any) -> str:
+    """Refuse nothing."""
+    return ""
 
 
 def takes_no_float64(*arguments: Any) -> str:
@@ -48,7 +54,7 @@ class Backend(NamedTuple):
 
     run: Callable[..., Any]
     devices: tuple[str, ...] | None = None
-    refuses: Callable[..., str] = lambda *arguments: ""
+    refuses: Callable[..., str] = takes_all
 
 
 _BACKENDS: dict[str, dict[str, Backend]] = {}
@@ -115,55 +121,86 @@ def operators() -> tuple[str, ...]:
     return tuple(sorted(_PUBLIC))
 
 
-def available(operator: str, device_type: str) -> tuple[str, ...]:
-    """Return the backends that can run an operator on a device type now, the preferred first."""
-    order = ORDER.get(device_type, ("reference",))
-    return tuple(name for name in order if not _why_not(operator, name, device_type))
+def available(operator: str, device: torch.device | str) -> tuple[str, ...]:
+    """Return the backends that can run an operator on a device now, the preferred first."""
+    place = _with_index(torch.device(device))
+    order = ORDER.get(place.type, ("reference",))
+    return tuple(name for name in order if not why_not(operator, name, place))
+
+
+def preferred(operator: str, device: torch.device | str) -> str:
+    """Return the backend that a call takes without a choice of its own.
+
+    raises: ValueError or RuntimeError where FEDSPA_BACKEND names one that is not known or not there
+    """
+    return _asked_for(operator, _with_index(torch.device(device)), None) or next(
+        iter(available(operator, device))
+    )
+
+
+def why_not(operator: str, name: str, device: torch.device) -> str:
+    """Why a backend cannot run on a device, as half a sentence, or ""."""
+    backend = _BACKENDS[operator].get(name)
+    if backend is None or not (backend.devices is None or device.type in backend.devices):
+        return "none is written"
+    if name == "native":
+        return native.why_not_on(device)
+    return _why_no_triton(device.type) if name == "triton" else ""
 
 
 def run(operator: str, device: torch.device, backend: str | None, *arguments: Any) -> Any:
     """Run an operator on the backend that was asked for, or else on the preferred one."""
-    implementation = _choose(operator, device.type, backend, arguments)
+    implementation = _choose(operator, _with_index(device), backend, arguments)
     # Inside an autocast region the float32 products would silently run in half precision.
     with torch.autocast(device.type, enabled=False):
         return implementation(*arguments)
 
 
 def _choose(
-    operator: str, device_type: str, backend: str | None, arguments: tuple
+    operator: str, device: torch.device, backend: str | None, arguments: tuple
 ) -> Callable[..., Any]:
     backends = _BACKENDS[operator]
-    if backend is None:
-        backend = os.environ.get("FEDSPA_BACKEND") or None
-    there = available(operator, device_type)
-    if backend is None:
+    asked = _asked_for(operator, device, backend)
+    if asked is None:
+        there = available(operator, device)
         return next(backends[name].run for name in there if not backends[name].refuses(*arguments))
-    if backend not in BACKENDS:
-        raise ValueError(
-            f"{operator}: backend {backend!r} is not known; choose from {', '.join(BACKENDS)}"
-        )
-    if backend not in there:
-        raise RuntimeError(
-            f"{operator}: no {backend} backend for {device_type} tensors, "
-            f"{_why_not(operator, backend, device_type)}; available: {', '.join(there)}"
-        )
-    refusal = backends[backend].refuses(*arguments)
+    refusal = backends[asked].refuses(*arguments)
     if refusal:
         raise RuntimeError(
-            f"{operator}: the {backend} backend cannot run this call, {refusal}; "
-            "leave the backend to be chosen, or convert"
+            f"{operator}: the {asked} backend{_from_environment(backend)} cannot run this call, "
+            f"{refusal}; leave the backend to be chosen, or convert"
         )
-    return backends[backend].run
+    return backends[asked].run
 
 
-def _why_not(operator: str, name: str, device_type: str) -> str:
-    """Why a backend cannot run on a device type, as half a sentence, or ""."""
-    backend = _BACKENDS[operator].get(name)
-    if backend is None or not (backend.devices is None or device_type in backend.devices):
-        return "none is written"
-    if name == "native":
-        return native.why_not_on(device_type)
-    return _why_no_triton(device_type) if name == "triton" else ""
+def _asked_for(operator: str, device: torch.device, backend: str | None) -> str | None:
+    """Return the backend that the call or the environment asks for, which must be there."""
+    asked = backend or os.environ.get(VARIABLE) or None
+    if asked is None:
+        return None
+    if asked not in BACKENDS:
+        raise ValueError(
+            f"{operator}: backend {asked!r}{_from_environment(backend)} is not known; "
+            f"choose from {', '.join(BACKENDS)}"
+        )
+    reason = why_not(operator, asked, device)
+    if reason:
+        raise RuntimeError(
+            f"{operator}: no {asked} backend{_from_environment(backend)} for {device.type} "
+            f"tensors, {reason}; leave the backend to be chosen"
+        )
+    return asked
+
+
+def _from_environment(backend: str | None) -> str:
+    return "" if backend else f" (from the variable {VARIABLE})"
+
+
+def _with_index(device: torch.device) -> torch.device:
+    """Name the GPU that "cuda" means at this moment; each may be of another kind."""
+    if device.type != "cuda" or device.index is not None or not torch.cuda.is_available():
+        return device
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def _why_no_triton(device_type: str) -> str:

@@ -18,8 +18,7 @@ from torch import Tensor
 LIBRARY = Path(__file__).with_name("libfedspa_native.so")
 RECORD = Path(__file__).with_name("_build.json")
 REBUILD = "`pip install --no-build-isolation --no-deps --force-reinstall .` in FedSpa's source tree"
-# The oldest GPU that the library has code for (CMakeLists.txt); newer ones compile its PTX.
-OLDEST_GPU = (8, 0)
+PARTS = {"cpu": "library", "cuda": "CUDA part of the library"}
 
 
 def built() -> tuple[str, ...]:
@@ -51,21 +50,25 @@ def load() -> bool:
 
 
 @functools.cache
-def why_not_on(device_type: str) -> str:
-    """Why the library does not serve a device type here, as half a sentence, or ""."""
+def why_not_on(device: torch.device) -> str:
+    """Why the library does not serve a device, as half a sentence, or "" where it does.
+
+    raises: RuntimeError where the library is there and cannot be loaded into this torch
+    """
     load()
-    if device_type not in built():
-        return f"the library is not built ({why_not()}), which {REBUILD} does"
-    if device_type != "cuda" or not torch.cuda.is_available():
+    if device.type not in built():
+        part = PARTS.get(device.type, f"library for {device.type}")
+        return f"the {part} is not built: {why_not()}; with what is missing there, run {REBUILD}"
+    if device.type != "cuda" or not torch.cuda.is_available():
         return ""
-    gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-    for gpu in gpus:
-        if (gpu.major, gpu.minor) < OLDEST_GPU:
-            return (
-                f"{gpu.name} has compute capability {gpu.major}.{gpu.minor} and the library has "
-                f"code for {OLDEST_GPU[0]}.{OLDEST_GPU[1]} and newer"
-            )
-    return ""
+    oldest = tuple(_record()["oldest_gpu"])
+    gpu = torch.cuda.get_device_properties(device)
+    if (gpu.major, gpu.minor) >= oldest:
+        return ""
+    return (
+        f"{gpu.name} has compute capability {gpu.major}.{gpu.minor} and the library has code for "
+        f"{oldest[0]}.{oldest[1]} and newer"
+    )
 
 
 class _Kernels:

@@ -5,6 +5,7 @@ import torch
 from fedspa_kernels import Compressed, compress, decompress, pack_mask, unpack_mask
 
 OPERATORS = ("pack_mask", "unpack_mask", "compress", "decompress")
+FLOAT64_IS_FOR_ALL = True  # values are moved, and not computed with
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 WIDTHS = (1, 7, 8, 9, 63, 64, 65, 130)
 

@@ -37,7 +37,7 @@ def two_backends(monkeypatch):
         ),
     }
     monkeypatch.setitem(dispatch._BACKENDS, "either", backends)
-    monkeypatch.setattr(native, "why_not_on", lambda device: "" if device == "cpu" else "not here")
+    monkeypatch.setattr(native, "why_not_on", lambda device: "" if device.type == "cpu" else "")
     return lambda *arguments, backend=None: dispatch.run(
         "either", torch.device("cpu"), backend, *arguments
     )
@@ -78,7 +78,7 @@ def test_float64_goes_to_the_reference_and_is_never_narrowed():
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="Triton is interpreted here")
 def test_a_backend_that_is_not_there_is_an_error_never_a_fallback(monkeypatch):
-    sentence = "smallest_mask: no triton backend for cpu tensors, Triton runs on a GPU"
+    sentence = "smallest_mask: no triton backend.* for cpu tensors, Triton runs on a GPU"
     with pytest.raises(RuntimeError, match=sentence):
         smallest_mask(SCORES, 1, backend="triton")
     monkeypatch.setenv("FEDSPA_BACKEND", "triton")
@@ -88,7 +88,7 @@ def test_a_backend_that_is_not_there_is_an_error_never_a_fallback(monkeypatch):
 
 def test_a_backend_that_is_not_built_says_why_and_how_to_build_it(nothing_built):
     mask = torch.ones(3, dtype=torch.bool)
-    sentence = r"pack_mask: no native .* not built \(no C\+\+ compiler was found\).*pip install"
+    sentence = r"pack_mask: no native .* not built: no C\+\+ compiler was found; .*pip install"
     with pytest.raises(RuntimeError, match=sentence):
         pack_mask(mask, backend="native")
     assert pack_mask(mask).tolist() == [7]
@@ -98,17 +98,23 @@ def test_an_old_gpu_is_named_with_its_compute_capability(monkeypatch):
     class OldGpu:
         name, major, minor = "Tesla V100", 7, 0
 
+    class NewGpu:
+        name, major, minor = "NVIDIA H200", 9, 0
+
     native.why_not_on.cache_clear()
     monkeypatch.setattr(native, "load", lambda: True)
     monkeypatch.setattr(native, "built", lambda: ("cpu", "cuda"))
+    monkeypatch.setattr(native, "_record", lambda: {"oldest_gpu": [8, 0]})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: OldGpu)
-    reason = native.why_not_on("cuda")
+    # Beside a new one, which the library goes on to serve.
+    gpus = {torch.device("cuda", 0): OldGpu, torch.device("cuda", 1): NewGpu}
+    monkeypatch.setattr(torch.cuda, "get_device_properties", gpus.get)
+    reasons = [native.why_not_on(gpu) for gpu in gpus]
     native.why_not_on.cache_clear()
-    assert reason == (
-        "Tesla V100 has compute capability 7.0 and the library has code for 8.0 and newer"
-    )
+    assert reasons == [
+        "Tesla V100 has compute capability 7.0 and the library has code for 8.0 and newer",
+        "",
+    ]
 
 
 def test_an_unknown_backend_is_an_error(monkeypatch):
@@ -116,8 +122,29 @@ def test_an_unknown_backend_is_an_error(monkeypatch):
     with pytest.raises(ValueError, match=f"^smallest_mask: {sentence}"):
         smallest_mask(SCORES, 1, backend="cutlass")
     monkeypatch.setenv("FEDSPA_BACKEND", "cutlass")
+    sentence = r"backend 'cutlass' \(from the variable FEDSPA_BACKEND\) is not known"
     with pytest.raises(ValueError, match=f"^smallest_mask: {sentence}"):
         smallest_mask(SCORES, 1)
+
+
+def test_a_library_that_does_not_load_stops_only_who_asks_for_it(monkeypatch):
+    def fail():
+        raise RuntimeError("fedspa_kernels: built with torch 2.99.0 and does not load")
+
+    native.why_not_on.cache_clear()
+    monkeypatch.setattr(native, "load", fail)
+    assert smallest_mask(SCORES, 1, backend="reference").tolist() == [[False, True, False]]
+    with pytest.raises(RuntimeError, match="does not load"):
+        smallest_mask(SCORES, 1)
+    monkeypatch.setattr(sys, "argv", ["fedspa_kernels", "--brief"])
+    with pytest.raises(SystemExit, match="does not load"):
+        __main__.main()
+    native.why_not_on.cache_clear()
+
+
+def test_the_table_follows_the_environment(monkeypatch):
+    monkeypatch.setenv("FEDSPA_BACKEND", "reference")
+    assert "[reference]" in __main__.table() and "[native]" not in __main__.table()
 
 
 def test_tensors_on_different_devices_are_an_error():

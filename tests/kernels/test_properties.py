@@ -175,6 +175,24 @@ def test_obs_of_uncorrelated_inputs_is_exact(place, data):
     assert_same(ours, obs_prune(*arguments, **how, damping=0.0, backend="reference"))
 
 
+@pytest.mark.parametrize("k", (98_999, 99_000, 99_001, 100_999, 101_000, 101_001))
+def test_a_count_that_ends_with_a_class_of_equals(place, k):
+    """Where the k-th is the last of its class, a search that brackets it finds nothing beyond."""
+    scale = 10 if place.backend == "triton" else 1  # interpreted kernels are slow
+    sizes, k = torch.tensor((99_000, 2_000, 99_000)) // scale, k // scale
+    classes = torch.tensor((1, 2, 3), dtype=torch.int32).repeat_interleave(sizes)
+    n = len(classes)
+    shuffled = torch.randperm(n, generator=torch.Generator().manual_seed(k))
+    votes, ones = classes[shuffled].view(1, n), torch.ones(n)
+    expected = smallest_mask(votes.float(), k, backend="reference")
+    moved, scores, norms = on(place, votes, votes.float(), ones)
+    assert_same([smallest_mask(scores, k, backend=place.backend)], [expected])
+    mask = expand_mask(moved, 3, sparsity=k / n, backend=place.backend)
+    assert_same([mask], [~expected])
+    how = {"sparsity": k / n, "group": "layer", "backend": place.backend}
+    assert_same([wanda_prune(scores, norms, **how).mask], [~expected])
+
+
 @pytest.mark.parametrize("clients", (1, 2, 64, 300))
 def test_votes_of_many_clients_do_not_wrap(place, clients):
     weight = torch.tensor([[1.0, -2.0, 0.0, 3.0]], device=place.device)

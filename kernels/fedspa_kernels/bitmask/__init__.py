@@ -167,6 +167,9 @@ dispatch.define(
     _fake_decompress,
 )
 
+# Values are moved and not computed with, so that every dtype is taken.
 for _name in ("pack_mask", "unpack_mask", "compress", "decompress"):
     dispatch.add(_name, "reference", getattr(reference, _name))
-    dispatch.add_kernels(_name, getattr(kernel, _name), family="bitmask")
+    dispatch.add_kernels(
+        _name, getattr(kernel, _name), family="bitmask", refuses=dispatch.takes_all
+    )

@@ -57,7 +57,7 @@ def decompress(kernels: Any, bits: Tensor, values: Tensor, shape: Sequence[int])
     if math.prod(shape):
         row_bits, n = rows_of(bits, shape)
         offsets, kept = segment_offsets(kernels, row_bits, n)
-    check_count(kept, values)
+    check_count("decompress", kept, values)
     if not math.prod(shape):
         return values.new_empty(shape)
     weight = kernels.decompress_values(row_bits, values.contiguous(), offsets, n, SEGMENT)

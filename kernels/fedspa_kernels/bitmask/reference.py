@@ -34,5 +34,5 @@ def compress(weight: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 def decompress(bits: Tensor, values: Tensor, shape: Sequence[int]) -> Tensor:
     """Put the values where the bits are set; raise ValueError where the two counts disagree."""
     mask = unpack_mask(bits, shape[-1])
-    check_count(int(mask.count_nonzero()), values)
+    check_count("decompress", int(mask.count_nonzero()), values)
     return values.new_zeros(shape).masked_scatter_(mask, values)

@@ -12,10 +12,10 @@ def check_padding(operator: str, bits: Tensor, n: int) -> None:
         )
 
 
-def check_count(kept: int, values: Tensor) -> None:
+def check_count(operator: str, kept: int, values: Tensor, whose: str = "") -> None:
     """Raise ValueError where there are more or fewer values than bits."""
     if kept != len(values):
         raise ValueError(
-            f"decompress: the bits keep {kept} weights and there are {len(values)} values; "
+            f"{operator}: the bits{whose} keep {kept} weights and there are {len(values)} values; "
             "pass the bits and values of one compress call"
         )

@@ -136,7 +136,9 @@ Threshold<Key> find_threshold(const Chunk<Key>& chunk, const Bracket<Key>& range
   }
   Threshold<Key> threshold;
   vectorised([=, keys = chunk.inside.data(), &threshold]() FEDSPA_BODY {
-    const Key last = select_in_cache(keys, inside, rank).last;
+    // Of all of them the last is the largest; select_in_cache would only say "all".
+    const Key last = rank == inside ? *std::max_element(keys, keys + inside)
+                                    : select_in_cache(keys, inside, rank).last;
     threshold = {last, rank - count_up_to<Key>(keys, inside, last - 1)};
   });
   return threshold;

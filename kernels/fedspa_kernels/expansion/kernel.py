@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedspa_kernels.counts import at_least
+from fedspa_kernels.counts import at_least, of_group
 from fedspa_kernels.dispatch import takes_no_float64
 from fedspa_kernels.expansion.values import check_scores, check_votes
 
@@ -38,19 +38,18 @@ def expand_mask(
     scores: Tensor | None,
     group: str,
 ) -> Tensor:
-    """Lay the groups out as runs of entries, expand, and refuse what the kernel found wrong."""
+    """Lay the groups out as runs of entries, expand, and refuse what the kernel found wrong.
+
+    Columns become rows by transposed copies, and votes of another dtype become int32 in one.
+    """
     of_columns = group == "column"
     entries = (votes.mT if of_columns else votes).contiguous()
     if votes.dtype == torch.int64:
         check_votes(votes, clients)  # int32 would wrap, and the kernel not see it
     if scores is not None:
         scores = (scores.mT if of_columns else scores).contiguous()
-    of = entries.numel() if group == "layer" else entries.shape[-1]
-    if pattern is not None:
-        of, count = pattern[1], pattern[1] - pattern[0]
-    else:
-        assert sparsity is not None, "the door lets no call without a sparsity or a pattern through"
-        count = at_least(of, sparsity)
+    entries_of_group = entries.numel() if group == "layer" else entries.shape[-1]
+    of, count = of_group(entries_of_group, sparsity, pattern, at_least)
     mask, invalid = kernels.expand_mask(entries.to(torch.int32), scores, clients, of, count)
     if invalid.item():
         check_votes(votes, clients)

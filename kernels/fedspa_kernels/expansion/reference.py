@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from fedspa_kernels.counts import at_least
+from fedspa_kernels.counts import at_least, of_group
 from fedspa_kernels.selection.reference import first_true, smallest_mask
 
 
@@ -21,12 +21,7 @@ def expand_mask(
     if scores is not None:
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
         row_scores = _as_rows(scores, pattern, group)
-    if pattern is not None:
-        keep, of = pattern
-        count = of - keep
-    else:
-        assert sparsity is not None, "the door lets no call without a sparsity or a pattern through"
-        count = at_least(rows.shape[1], sparsity)
+    _, count = of_group(rows.shape[1], sparsity, pattern, at_least)
     kept = ~_fewest_voted(rows, row_scores, count)
     if pattern is None and group == "column":
         return kept.view(votes.mT.shape).mT.contiguous()

@@ -31,9 +31,11 @@ def by_panels(kernels: Any, hessian: Tensor, inputs: Tensor) -> None:
     if not hessian.numel() or not inputs.numel():
         return
     with _stacked(hessian) as hessians:
+        on_cpu = hessian.device.type == "cpu"
         stack = inputs.reshape(len(hessians), *inputs.shape[-2:])
-        for sums, tokens in zip(hessians, stack, strict=True):
-            _add_upper_(sums, tokens)
+        # Products of two halves are exact in float32, so a GPU takes them as they are.
+        for tokens in stack.split(TOKENS, dim=1) if on_cpu else [stack]:
+            _add_upper_(hessians, tokens.float() if on_cpu else tokens)
         if hessian.shape[-1] > _panel(hessian):  # else the one panel is the whole
             kernels.mirror_upper_(hessians)
 
@@ -49,21 +51,18 @@ def by_tiles(kernels: Any, hessian: Tensor, inputs: Tensor) -> None:
         kernels.accumulate_hessian_(hessians, stack, precision)
 
 
-def _add_upper_(hessian: Tensor, inputs: Tensor) -> None:
-    """Add to the panels (rows up to its end) of one Hessian (cols, cols)."""
-    cols = len(hessian)
-    on_gpu = hessian.device.type != "cpu"
-    for tokens in [inputs] if on_gpu else inputs.split(TOKENS):
-        # Products of two halves are exact in float32, so a GPU takes them as they are.
-        tokens = tokens if on_gpu else tokens.float()
-        width = _panel(hessian)
-        for begin in range(0, cols, width):
-            end = min(begin + width, cols)
-            panel, left, right = hessian[:end, begin:end], tokens[:, :end], tokens[:, begin:end]
-            if tokens.dtype == torch.float32:
-                panel.addmm_(left.T, right)
-            else:
-                panel.add_(torch.mm(left.T, right, out_dtype=torch.float32))
+def _add_upper_(hessians: Tensor, tokens: Tensor) -> None:
+    """Add the panels' products: of each, the rows up to its end."""
+    cols, width = hessians.shape[-1], _panel(hessians)
+    for begin in range(0, cols, width):
+        end = min(begin + width, cols)
+        panel, left, right = hessians[:, :end, begin:end], tokens[..., :end], tokens[..., begin:end]
+        if tokens.dtype != torch.float32:
+            panel.add_(torch.bmm(left.mT, right, out_dtype=torch.float32))
+        elif len(hessians) == 1:  # as matrices, which every device does best
+            panel[0].addmm_(left[0].T, right[0])
+        else:
+            panel.baddbmm_(left.mT, right)
 
 
 def _panel(hessian: Tensor) -> int:

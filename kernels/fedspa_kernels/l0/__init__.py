@@ -94,6 +94,11 @@ def _check_compressed(bits: list[Tensor], values: list[Tensor], shape: Sequence[
     operator = "l0_average_compressed"
     if not bits:
         raise ValueError(f"{operator}: there are no clients; pass at least one")
+    if len(bits) != len(values):
+        raise ValueError(
+            f"{operator}: {len(bits)} times bits and {len(values)} times values; "
+            "pass both for every client"
+        )
     check_floats(operator, values=values[0])
     for client, (client_bits, client_values) in enumerate(zip(bits, values, strict=True)):
         check_devices(operator, first=values[0], bits=client_bits, values=client_values)

@@ -41,12 +41,14 @@ def l0_average_compressed(
 ) -> tuple[Tensor, Tensor]:
     """Average compressed clients in one pass, after one over the bits that finds the values."""
     if not math.prod(shape):
+        for client, client_values in enumerate(values):
+            check_count("l0_average_compressed", 0, client_values, f" of client {client}")
         return values[0].new_empty(shape), values[0].new_empty(shape, dtype=torch.int32)
     clients, offsets = [], []
-    for client_bits, client_values in zip(bits, values, strict=True):
+    for client, (client_bits, client_values) in enumerate(zip(bits, values, strict=True)):
         row_bits, n = rows_of(client_bits, shape)
         begins, kept = segment_offsets(kernels, row_bits, n)
-        check_count(kept, client_values)
+        check_count("l0_average_compressed", kept, client_values, f" of client {client}")
         clients.append(row_bits)
         offsets.append(begins)
     values = [client_values.contiguous() for client_values in values]

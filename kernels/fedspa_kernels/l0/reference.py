@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fedspa_kernels.bitmask import reference as bitmask
+from fedspa_kernels.bitmask.values import check_count
 
 
 def l0_average(weights: list[Tensor], masks: list[Tensor] | None) -> tuple[Tensor, Tensor]:
@@ -25,9 +26,12 @@ def l0_average_compressed(
     dtype, device = values[0].dtype, values[0].device
     total = torch.zeros(shape, dtype=torch.promote_types(dtype, torch.float32), device=device)
     votes = torch.zeros(shape, dtype=torch.int32, device=device)
-    for client_bits, client_values in zip(bits, values, strict=True):
-        weight = bitmask.decompress(client_bits, client_values, shape)
-        l0_add_(total, votes, None, weight, bitmask.unpack_mask(client_bits, shape[-1]), 1.0)
+    for client, (client_bits, client_values) in enumerate(zip(bits, values, strict=True)):
+        mask = bitmask.unpack_mask(client_bits, shape[-1])
+        kept = int(mask.count_nonzero())
+        check_count("l0_average_compressed", kept, client_values, f" of client {client}")
+        weight = client_values.new_zeros(shape).masked_scatter_(mask, client_values)
+        l0_add_(total, votes, None, weight, mask, 1.0)
     return divide(total, votes).to(dtype), votes
 
 

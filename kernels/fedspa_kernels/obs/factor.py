@@ -41,15 +41,15 @@ def damped_factor(hessians: Tensor, damping: float, names: list[str]) -> Factor:
         if count < hessian.shape[-1]:
             _check_dead(hessian, name)
     damp = damping * (diagonals.sum(-1) / live)
-    factors = [_factor(*matrix) for matrix in zip(hessians, damp, dead, strict=True)]
+    # As column-major matrices, which the library would otherwise make of them.
+    lower, info = torch.linalg.cholesky_ex(_flipped(hessians, damp, dead).mT, upper=True)
+    lower = lower.mT
     # NaN compares false, so a pivot must be positive to pass.
-    passed = torch.stack([(lower.diagonal() > 0).all() & (info == 0) for lower, info in factors])
+    passed = (lower.diagonal(dim1=-2, dim2=-1) > 0).all(-1) & (info == 0)
     for index, good in enumerate(passed.tolist()):
         if not good:
-            lower, info = factors[index]
-            _explain(hessians[index], damp[index], dead[index], int(info), damping, names[index])
-    upper = [_reversed(lower) for lower, _ in factors]
-    return Factor(upper[0].unsqueeze(0) if len(upper) == 1 else torch.stack(upper), damp, dead)
+            _explain(hessians, damp, dead, index, int(info[index]), damping, names[index])
+    return Factor(_reversed(lower), damp, dead)
 
 
 def inverse_blocks(upper: Tensor, blocks: list[slice]) -> Tensor:
@@ -68,25 +68,20 @@ def inverse_blocks(upper: Tensor, blocks: list[slice]) -> Tensor:
     return torch.linalg.solve_triangular(triangles, identity, upper=True)
 
 
-def _factor(hessian: Tensor, damp: Tensor, dead: Tensor) -> tuple[Tensor, Tensor]:
-    lower, info = torch.linalg.cholesky_ex(_flipped(hessian, damp, dead).mT, upper=True)
-    return lower.mT, info
-
-
-def _flipped(hessian: Tensor, damp: Tensor, dead: Tensor) -> Tensor:
+def _flipped(hessians: Tensor, damp: Tensor, dead: Tensor) -> Tensor:
     """Return H~ with both axes reversed, to be written: its lower triangle is valid.
 
     Cholesky gives lower factors: flip both axes, factor, flip back.
     """
-    flipped = _reversed(hessian)
-    pivots = flipped.diagonal().add_(damp)
-    pivots.masked_fill_(dead.flip(0) & (pivots == 0), 1)
+    flipped = _reversed(hessians)
+    pivots = flipped.diagonal(dim1=-2, dim2=-1).add_(damp.unsqueeze(-1))
+    pivots.masked_fill_(dead.flip(-1) & (pivots == 0), 1)
     return flipped
 
 
-def _reversed(matrix: Tensor) -> Tensor:
-    """Return a copy with both axes reversed, which is the row-major order reversed."""
-    return matrix.reshape(-1).flip(0).view(matrix.shape)
+def _reversed(matrices: Tensor) -> Tensor:
+    """Return copies with both axes reversed, which is the row-major order reversed."""
+    return matrices.reshape(len(matrices), -1).flip(-1).view(matrices.shape)
 
 
 def _check_dead(hessian: Tensor, name: str) -> None:
@@ -102,11 +97,18 @@ def _check_dead(hessian: Tensor, name: str) -> None:
 
 
 def _explain(
-    hessian: Tensor, damp: Tensor, dead: Tensor, info: int, damping: float, name: str
+    hessians: Tensor,
+    damp: Tensor,
+    dead: Tensor,
+    index: int,
+    info: int,
+    damping: float,
+    name: str,
 ) -> None:
     """Raise for a matrix whose Cholesky stopped at the pivot `info`, counted from 1."""
-    check_finite(name, hessian.triu())
-    flipped = _flipped(hessian, damp, dead)
+    one = slice(index, index + 1)
+    check_finite(name, hessians[index].triu())
+    flipped = _flipped(hessians[one], damp[one], dead[one])[0]
     at = max(info, 1) - 1
     raise ValueError(
         f"obs_prune: {name} is not positive definite after damping {damping} "

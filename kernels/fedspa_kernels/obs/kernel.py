@@ -88,8 +88,9 @@ def obs_prune(
     loss = pruned.new_zeros(shape[:-1], dtype=torch.float32)
     if mask is not None:
         kept.copy_(mask.reshape(shape))
-    if pruned.numel():
+    if hessian.numel():
         factor = damped_factor(hessian.reshape(matrices, cols, cols), damping, _names(hessian))
+    if pruned.numel():
         sweep = Sweep(
             weight.reshape(shape).contiguous(),
             factor,

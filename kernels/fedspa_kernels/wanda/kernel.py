@@ -19,7 +19,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fedspa_kernels.counts import at_most
+from fedspa_kernels.counts import at_most, of_group
 from fedspa_kernels.wanda.values import check_norms, check_weight
 
 
@@ -39,15 +39,14 @@ def wanda_prune(
     pattern: tuple[int, int] | None,
     group: str,
 ) -> tuple[Tensor, Tensor]:
-    """Lay the groups out as runs of entries, prune, and refuse what the kernel found wrong."""
+    """Lay the groups out as runs of entries, prune, and refuse what the kernel found wrong.
+
+    Columns become rows by three transposed copies: of the weight, and of both results.
+    """
     of_columns = group == "column"
     entries = (weight.T if of_columns else weight).contiguous()
-    of = {"layer": entries.numel()}.get(group, entries.shape[1])
-    if pattern is not None:
-        of, count = pattern[1], pattern[1] - pattern[0]
-    else:
-        assert sparsity is not None, "the door lets no call without a sparsity or a pattern through"
-        count = at_most(of, sparsity)
+    entries_of_group = entries.numel() if group == "layer" else entries.shape[1]
+    of, count = of_group(entries_of_group, sparsity, pattern, at_most)
     pruned, mask, invalid = kernels.wanda_prune(
         entries, norms.float().contiguous(), of_columns, of, count
     )
