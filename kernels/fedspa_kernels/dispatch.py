@@ -27,6 +27,12 @@ ORDER = {
 }
 BACKENDS = ("native", "triton", "reference")
 VARIABLE = "FEDSPA_BACKEND"
+# What a kernel refuses is read back from the GPU, which no CUDA graph can record.
+TAGS = tuple(
+    getattr(torch.Tag, name)
+    for name in ("pt2_compliant_tag", "cudagraph_unsafe")
+    if hasattr(torch.Tag, name)
+)
 
 # The operators live as long as this object does.
 _LIBRARY = torch.library.Library("fedspa", "FRAGMENT")
@@ -65,7 +71,7 @@ def define(schema: str, body: Callable[..., Any], fake: Callable[..., Any]) -> N
     """Register an operator of `torch.ops.fedspa` from its schema, body and fake implementation."""
     name = schema.partition("(")[0]
     _PUBLIC.add(name)
-    _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _LIBRARY.define(schema, tags=TAGS)
     # Nothing here is differentiable: without the fallthrough, PyTorch would mark the outputs of
     # parameters as requiring a gradient that only fails in backward.
     _LIBRARY.impl(name, torch.library.fallthrough_kernel, "Autograd")

@@ -61,14 +61,25 @@ def why_not_on(device: torch.device) -> str:
         return f"the {part} is not built: {why_not()}; with what is missing there, run {REBUILD}"
     if device.type != "cuda" or not torch.cuda.is_available():
         return ""
+    if torch.version.cuda is None:
+        return "the library is for CUDA, and this torch is not"
     oldest = tuple(_record()["oldest_gpu"])
     gpu = torch.cuda.get_device_properties(device)
-    if (gpu.major, gpu.minor) >= oldest:
-        return ""
-    return (
-        f"{gpu.name} has compute capability {gpu.major}.{gpu.minor} and the library has code for "
-        f"{oldest[0]}.{oldest[1]} and newer"
-    )
+    if (gpu.major, gpu.minor) < oldest:
+        return (
+            f"{gpu.name} has compute capability {gpu.major}.{gpu.minor} and the library has code "
+            f"for {oldest[0]}.{oldest[1]} and newer"
+        )
+    return _why_no_launch(device)
+
+
+def _why_no_launch(device: torch.device) -> str:
+    """Why a first, small kernel does not run, such as a driver older than the compiler; or ""."""
+    try:
+        KERNELS.pack_mask(torch.ones(1, 8, dtype=torch.bool, device=device)).item()
+    except RuntimeError as error:
+        return f"its kernels do not run here ({str(error).splitlines()[0]})"
+    return ""
 
 
 class _Kernels:

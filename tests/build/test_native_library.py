@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -63,17 +64,22 @@ def test_every_operator_is_there_for_every_device_that_was_built(device):
 
 
 @needs_library
-def test_the_library_has_no_instructions_outside_of_the_functions_that_choose_them():
+def test_what_files_share_has_no_wide_instructions():
     """Inline functions of the standard library are shared: a wide one would end an old machine."""
-    names = subprocess.run(
-        ["nm", "-C", "--defined-only", str(native.LIBRARY)], capture_output=True, text=True
-    )
-    if names.returncode:
-        pytest.skip("nm is not installed")
-    weak_and_wide = [
-        line for line in names.stdout.splitlines() if " W " in line and ".avx" in line.lower()
-    ]
-    assert not weak_and_wide
+    if not (shutil.which("nm") and shutil.which("objdump")):
+        pytest.skip("nm and objdump are not installed")
+    names = subprocess.run(["nm", native.LIBRARY], capture_output=True, text=True, check=True)
+    shared = {line.split()[-1] for line in names.stdout.splitlines() if " W " in line}
+    assert shared, "no function is shared: this test looks at the wrong thing"
+    command = ["objdump", "-d", "--no-show-raw-insn", native.LIBRARY]
+    functions = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    wide = {
+        function.partition(">:")[0].partition("<")[2]
+        for function in functions.split("\n\n")
+        if re.search(r"%[yz]mm", function)
+    }
+    assert wide, "nothing is vectorised: this test looks at the wrong thing"
+    assert not wide & shared
 
 
 @needs_library

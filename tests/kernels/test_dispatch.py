@@ -106,6 +106,8 @@ def test_an_old_gpu_is_named_with_its_compute_capability(monkeypatch):
     monkeypatch.setattr(native, "built", lambda: ("cpu", "cuda"))
     monkeypatch.setattr(native, "_record", lambda: {"oldest_gpu": [8, 0]})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(native, "_why_no_launch", lambda gpu: "")
     # Beside a new one, which the library goes on to serve.
     gpus = {torch.device("cuda", 0): OldGpu, torch.device("cuda", 1): NewGpu}
     monkeypatch.setattr(torch.cuda, "get_device_properties", gpus.get)

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from fedspa_kernels import accumulate_hessian_
+from fedspa_kernels.hessian import kernel
 
 OPERATORS = ("accumulate_hessian_",)
 # The inputs are exact in float32 whatever their dtype; only the order of float32 sums differs.
@@ -20,6 +21,29 @@ def test_adds_the_products_of_the_inputs(place, dtype, leading, cols):
     assert returned is hessian
     exact = start.double() + inputs.double().mT @ inputs.double()
     torch.testing.assert_close(hessian.cpu().double(), exact, atol=ATOL, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("asked", "dtype", "expected"),
+    (
+        ("highest", torch.float32, "ieee"),
+        ("high", torch.float32, "tf32"),
+        ("medium", torch.float32, "tf32"),
+        ("high", torch.bfloat16, "ieee"),  # its products are exact in float32 as they are
+    ),
+)
+def test_float32_products_are_exact_unless_torch_was_asked_for_less(asked, dtype, expected):
+    class Kernels:
+        def accumulate_hessian_(self, hessian, inputs, precision):
+            self.precision = precision
+
+    kernels, before = Kernels(), torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(asked)
+    try:
+        kernel.by_tiles(kernels, torch.zeros(4, 4), torch.ones(3, 4, dtype=dtype))
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert kernels.precision == expected
 
 
 def test_by_hand_a_raw_sum_over_two_batches(place):

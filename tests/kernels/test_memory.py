@@ -82,6 +82,15 @@ def test_wanda_needs_the_weight_and_the_mask_that_it_returns(compiled, matrix):
         )
 
 
+def test_columns_become_rows_by_a_copy_of_each(compiled, matrix):
+    norms = torch.ones(COLS, device=compiled.device)
+    check(
+        compiled,
+        lambda: wanda_prune(matrix, norms, sparsity=0.5, group="column", backend=compiled.backend),
+        3.5 * MATRIX,
+    )
+
+
 def test_selection_needs_its_mask(compiled, matrix):
     for scores in (matrix, matrix.view(1, -1), matrix.view(-1, 4)):
         check(

@@ -115,7 +115,7 @@ def _fake_pack(mask: Tensor, *, backend: str | None = None) -> Tensor:
 
 def _unpack(bits: Tensor, n: int, *, backend: str | None = None) -> Tensor:
     _check_unpack(bits, n)
-    check_padding("unpack_mask", bits, n)
+    check_padding("unpack_mask", [bits], n)
     return dispatch.run("unpack_mask", bits.device, backend, bits, n)
 
 
@@ -141,7 +141,7 @@ def _decompress(
     bits: Tensor, values: Tensor, shape: Sequence[int], *, backend: str | None = None
 ) -> Tensor:
     _check_decompress(bits, values, shape)
-    check_padding("decompress", bits, shape[-1])
+    check_padding("decompress", [bits], shape[-1])
     return dispatch.run("decompress", bits.device, backend, bits, values, shape)
 
 

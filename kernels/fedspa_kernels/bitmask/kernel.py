@@ -46,7 +46,8 @@ def compress(kernels: Any, weight: Tensor, mask: Tensor) -> tuple[Tensor, Tensor
     if not weight.numel():
         return bits, weight.new_empty(0)
     row_bits, n = rows_of(bits, weight.shape)
-    offsets, kept = segment_offsets(kernels, row_bits, n)
+    offsets, ends = segment_offsets(kernels, row_bits, n)
+    kept = int(ends)
     values = kernels.compress_values(_as_rows(weight, n), row_bits, offsets, kept, SEGMENT)
     return bits, values
 
@@ -56,7 +57,8 @@ def decompress(kernels: Any, bits: Tensor, values: Tensor, shape: Sequence[int])
     kept = 0
     if math.prod(shape):
         row_bits, n = rows_of(bits, shape)
-        offsets, kept = segment_offsets(kernels, row_bits, n)
+        offsets, ends = segment_offsets(kernels, row_bits, n)
+        kept = int(ends)
     check_count("decompress", kept, values)
     if not math.prod(shape):
         return values.new_empty(shape)
@@ -70,13 +72,12 @@ def rows_of(bits: Tensor, shape: Sequence[int]) -> tuple[Tensor, int]:
     return _as_rows(bits, (n + 7) // 8), n
 
 
-def segment_offsets(kernels: Any, row_bits: Tensor, n: int) -> tuple[Tensor, int]:
-    """Return where the values of each segment begin, (segments,) int64, and how many there are."""
+def segment_offsets(kernels: Any, row_bits: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Return where the values of each segment begin, (segments,) int64, and where the last ends."""
     ends = kernels.count_kept(row_bits, n, SEGMENT).cumsum(0)
     offsets = ends.roll(1)
-    kept = int(ends[-1])
     offsets[0] = 0
-    return offsets, kept
+    return offsets, ends[-1]
 
 
 def _as_rows(tensor: Tensor, n: int) -> Tensor:

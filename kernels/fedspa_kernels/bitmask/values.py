@@ -1,11 +1,14 @@
 """The bits and values that unpacking refuses."""
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 
 
-def check_padding(operator: str, bits: Tensor, n: int) -> None:
-    """Raise ValueError where a bit beyond the width n is set."""
-    if n % 8 and (bits[..., -1] >> n % 8).any():
+def check_padding(operator: str, bits: Sequence[Tensor], n: int) -> None:
+    """Raise ValueError where a bit beyond the width n is set in one of these packed masks."""
+    if n % 8 and torch.stack([(packed[..., -1] >> n % 8).any() for packed in bits]).any():
         raise ValueError(
             f"{operator}: a bit beyond the width {n} is set; the bits are damaged, "
             "or were packed from a wider mask or in big bit order"

@@ -44,8 +44,9 @@ def by_tiles(kernels: Any, hessian: Tensor, inputs: Tensor) -> None:
     """Add the products of all tiles on and above the diagonal, and their mirror images."""
     if not hessian.numel() or not inputs.numel():
         return
-    # PyTorch's setting is about its own products; this one follows it.
-    precision = "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    # PyTorch's setting is about its own float32 products; this one follows it.
+    exact = torch.get_float32_matmul_precision() == "highest" or inputs.dtype != torch.float32
+    precision = "ieee" if exact else "tf32"
     with _stacked(hessian) as hessians:
         stack = inputs.reshape(len(hessians), *inputs.shape[-2:]).contiguous()
         kernels.accumulate_hessian_(hessians, stack, precision)

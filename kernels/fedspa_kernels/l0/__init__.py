@@ -114,8 +114,7 @@ def _body_compressed(
     bits: list[Tensor], values: list[Tensor], shape: Sequence[int], *, backend: str | None = None
 ) -> tuple[Tensor, Tensor]:
     _check_compressed(bits, values, shape)
-    for client_bits in bits:
-        check_padding("l0_average_compressed", client_bits, shape[-1])
+    check_padding("l0_average_compressed", bits, shape[-1])
     return dispatch.run("l0_average_compressed", values[0].device, backend, bits, values, shape)
 
 

@@ -44,15 +44,16 @@ def l0_average_compressed(
         for client, client_values in enumerate(values):
             check_count("l0_average_compressed", 0, client_values, f" of client {client}")
         return values[0].new_empty(shape), values[0].new_empty(shape, dtype=torch.int32)
-    clients, offsets = [], []
-    for client, (client_bits, client_values) in enumerate(zip(bits, values, strict=True)):
+    clients, n = [], 0
+    for client_bits in bits:
         row_bits, n = rows_of(client_bits, shape)
-        begins, kept = segment_offsets(kernels, row_bits, n)
-        check_count("l0_average_compressed", kept, client_values, f" of client {client}")
         clients.append(row_bits)
-        offsets.append(begins)
+    offsets, ends = zip(*(segment_offsets(kernels, client, n) for client in clients), strict=True)
+    # All counts in one answer: each would wait for the GPU on its own.
+    for client, kept in enumerate(torch.stack(ends).tolist()):
+        check_count("l0_average_compressed", kept, values[client], f" of client {client}")
     values = [client_values.contiguous() for client_values in values]
-    average, votes = kernels.l0_average_compressed(clients, values, offsets, n, SEGMENT)
+    average, votes = kernels.l0_average_compressed(clients, values, list(offsets), n, SEGMENT)
     return average.view(*shape), votes.view(*shape)
 
 
