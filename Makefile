@@ -19,7 +19,7 @@ SHIM := $(wildcard $(foreach end,cpp cu h cuh,tests/shim/*.$(end)))
 PYTEST_FLAGS ?=
 DEMO_FLAGS ?=
 
-.PHONY: help build test test-triton test-cuda-on-cpu demo lint format dist clean FORCE
+.PHONY: help build test test-gpu test-triton test-cuda-on-cpu demo lint format dist clean FORCE
 .DELETE_ON_ERROR:
 
 help: ## print the targets
@@ -39,6 +39,9 @@ test: build lint ## lint, types and all tests; PYTEST_FLAGS='-k bitmask' for som
 	$(PY) -m pytest $(if $(PLACES),--places $(PLACES)) $(SOME)
 	$(if $(PLACES)$(HAS_TRITON),$(MAKE) --no-print-directory test-triton)
 	$(if $(PLACES)$(NATIVE_IS_BUILT),$(MAKE) --no-print-directory test-cuda-on-cpu)
+
+test-gpu: build ## the kernels' tests on a CUDA GPU, and under compute-sanitizer
+	$(PY) -m pytest -m gpu tests/kernels --places cuda-native,cuda-triton,cuda-reference $(PYTEST_FLAGS)
 
 test-triton: .venv/.installed
 	TRITON_INTERPRET=1 $(PY) -m pytest tests/kernels --places cpu-triton $(SOME)

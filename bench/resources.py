@@ -5,7 +5,8 @@
     python -m bench.resources --write    write the table to docs/kernel-resources.md
 
 It ends with 1 where a kernel does not compile, uses any stack, which is where spilled registers
-lie, or more shared memory than a block can have.
+lie, or more shared memory than a block can have; and where nvcc is not found, unless
+--without-cuda leaves the CUDA sources out.
 """
 
 import argparse
@@ -47,10 +48,13 @@ def main() -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--check", action="store_true", help="print only what breaks a limit")
     parser.add_argument("--write", action="store_true", help=f"write {PAGE.relative_to(ROOT)}")
+    parser.add_argument("--without-cuda", action="store_true", help="leave the CUDA sources out")
     arguments = parser.parse_args()
     if os.environ.get("TRITON_INTERPRET") == "1":
         sys.exit("TRITON_INTERPRET=1 replaces Triton's compiler; run bench.resources without it.")
-    uses = compile_all()
+    if not arguments.without_cuda and not shutil.which("nvcc"):
+        sys.exit("nvcc is not on the PATH: install CUDA's compiler, or pass --without-cuda.")
+    uses = compile_all(with_cuda=not arguments.without_cuda)
     page = write_page(uses)
     if arguments.write:
         PAGE.write_text(page, encoding="utf-8")
@@ -60,13 +64,13 @@ def main() -> None:
     sys.exit("\n".join(broken) if broken else 0)
 
 
-def compile_all() -> list[Use]:
+def compile_all(*, with_cuda: bool) -> list[Use]:
     """Compile every kernel for every architecture, two at a time, in the order of the table."""
     jobs: list[Callable[[], list[Use]]] = []
     for source in sorted(KERNELS.glob("*/triton.py")):
         for index in range(len(_compilations(source.parent.name))):
             jobs += [partial(compile_triton, source.parent.name, index, a) for a in SHARED_LIMITS]
-    if shutil.which("nvcc"):
+    if with_cuda:
         # The longest first, so that no process is left alone with them.
         jobs[:0] = [partial(compile_cuda, s, a) for s in cuda_sources() for a in SHARED_LIMITS]
     with ProcessPoolExecutor(PROCESSES) as pool:
@@ -120,22 +124,39 @@ def compile_cuda(source: str, arch: int) -> list[Use]:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{source} does not compile for sm_{arch}:\n{done.stderr}")
-    found = re.findall(
-        r"Compiling entry function '(\S+)'.*?Function properties for \1\n"
-        r"\s*(\d+) bytes stack frame.*?Used (\d+) registers([^\n]*)",
-        done.stdout + done.stderr,
-        re.DOTALL,
-    )
-    return [
-        Use(source, _readable(name), arch, int(registers), _static_shared(rest), int(stack))
-        for name, stack, registers, rest in found
-    ]
+    return read_ptxas(source, arch, done.stdout + done.stderr)
+
+
+def read_ptxas(source: str, arch: int, said: str) -> list[Use]:
+    """Read what `ptxas -v` says of each kernel of a source; one kernel is the least."""
+    parts = said.split("Compiling entry function ")[1:]
+    if not parts:
+        raise RuntimeError(f"{source}: ptxas names no kernel for sm_{arch}; it wrote: {said}")
+    uses = []
+    for part in parts:
+        found = re.match(
+            r"'(\S+)'.*?Function properties for \1\n"
+            r"\s*(\d+) bytes stack frame.*?Used (\d+) registers([^\n]*)",
+            part,
+            re.DOTALL,
+        )
+        if found is None:
+            raise RuntimeError(
+                f"{source}: ptxas does not say what a kernel needs; it wrote: {part}"
+            )
+        name, stack, registers, rest = found.groups()
+        shared = re.search(r"(\d+) bytes smem", rest)
+        bytes_shared = int(shared[1]) if shared else 0
+        uses.append(Use(source, _readable(name), arch, int(registers), bytes_shared, int(stack)))
+    return uses
 
 
 def cuda_sources() -> list[str]:
     """Return the CUDA sources that CMakeLists.txt lists, relative to the kernels."""
     listed = re.search(r"set\(CUDA_SOURCES\s([^)]*)\)", (ROOT / "CMakeLists.txt").read_text())
-    return listed[1].split() if listed else []
+    if listed is None:
+        raise RuntimeError("CMakeLists.txt has no set(CUDA_SOURCES ...)")
+    return listed[1].split()
 
 
 def broken_limits(use: Use) -> list[str]:
@@ -157,6 +178,7 @@ def broken_limits(use: Use) -> list[str]:
 
 def write_page(uses: list[Use]) -> str:
     """Return the table as Markdown, a line for each kernel."""
+    with_cuda = any(use.source.endswith(".cu") for use in uses)
     lines: dict[tuple[str, str], dict[int, Use]] = {}
     for use in uses:
         lines.setdefault((use.source, use.kernel), {})[use.arch] = use
@@ -165,16 +187,22 @@ def write_page(uses: list[Use]) -> str:
     table = [["source", "kernel", *heads], ["---", "---", *["---:"] * len(heads)]]
     for (source, kernel), on in sorted(lines.items()):
         numbers = [str(number) for arch in SHARED_LIMITS for number in on[arch][3:]]
+        if source.endswith(".cu"):
+            numbers[1::3] = ["at launch"] * len(SHARED_LIMITS)
         table.append([source, f"`{kernel}`", *numbers])
     rows = "\n".join(f"| {' | '.join(row)} |" for row in table)
     return f"""# What the kernels need
 
-Written by `python -m bench.resources --write` with {_versions()}.
+Written by `python -m bench.resources --write` with {_versions(with_cuda)}.
 
 Registers are per thread; shared memory and stack are bytes, per block and per thread. Spilled
 registers lie on the stack. Triton's kernels are compiled for addresses that 16 divides, and for
-such sizes too unless a line says "odd sizes"; the shared memory of a CUDA kernel is without what
-its launcher asks for.
+such sizes too unless a line says "odd sizes".
+
+CUDA's kernels take all their shared memory at launch. Where its size is fixed or bounded, a
+`static_assert` beside the kernel holds it below 99 KiB, the least that a GPU from sm_80 on has for
+a block. Where it grows with a row, the launcher asks the device what a block can have, and takes
+longer rows another way (`csrc/groups.cuh`).
 
 {rows}
 """
@@ -193,15 +221,15 @@ def _read_cubin(cubin: bytes) -> tuple[int, int]:
         file.flush()
         command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
         usage = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return read_cuobjdump(usage)
+
+
+def read_cuobjdump(usage: str) -> tuple[int, int]:
+    """Return the registers and the stack that cuobjdump tells of one kernel."""
     found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage)
     if found is None:
         raise RuntimeError(f"cuobjdump tells no registers; it wrote: {usage}")
     return int(found[1]), int(found[2]) + int(found[3])
-
-
-def _static_shared(rest: str) -> int:
-    found = re.search(r"(\d+) bytes smem", rest)
-    return int(found[1]) if found else 0
 
 
 def _readable(mangled: str) -> str:
@@ -214,12 +242,12 @@ def _readable(mangled: str) -> str:
     return name[: name.index(">(") + 1] if ">(" in name else name.partition("(")[0]
 
 
-def _versions() -> str:
+def _versions(with_cuda: bool) -> str:
     import triton
     from triton import knobs
 
     versions = f"Triton {triton.__version__} (ptxas {knobs.nvidia.ptxas.version})"
-    if not shutil.which("nvcc"):
+    if not with_cuda:
         return f"{versions} and without nvcc"
     answer = subprocess.run(["nvcc", "--version"], check=True, capture_output=True, text=True)
     release = re.search(r"V([\d.]+)", answer.stdout)

@@ -1,4 +1,4 @@
-"""What every family's Triton launchers share: the device guard, and how a kernel is described.
+"""What every family's Triton launchers share: the device guard, options, how to describe a kernel.
 
 A description is what `python -m bench.resources` compiles where there is no GPU.
 """
@@ -36,7 +36,18 @@ class Compilation(NamedTuple):
 
 def device_guard(tensor: Tensor) -> AbstractContextManager[Any]:
     """Make the tensor's GPU the current one, because Triton launches on that; on a CPU nothing."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+    if tensor.device.type == "cpu":
+        return nullcontext()
+    guard: AbstractContextManager[Any] = torch.get_device_module(tensor.device).device(
+        tensor.device
+    )
+    return guard
+
+
+def options(tensor: Tensor, config: Mapping[str, int]) -> dict[str, int]:
+    """Return a launch's options for the tensor's device: only NVIDIA's know `maxnreg`."""
+    on_nvidia = tensor.is_cuda and torch.version.hip is None
+    return {name: config[name] for name in config if on_nvidia or name != "maxnreg"}
 
 
 def describe(
@@ -54,6 +65,8 @@ def describe(
     signature = {
         name: "constexpr" if name in constants else types[name] for name in kernel.arg_names
     }
-    name = f"{kernel.__name__} ({variant}{', odd sizes' if odd_sizes else ''})"
-    options = (num_warps, num_stages, maxnreg, odd_sizes)
-    return Compilation(kernel, name, signature, constants, *options)
+    parts = ", ".join(filter(None, (variant, "odd sizes" if odd_sizes else "")))
+    name = f"{kernel.__name__} ({parts})" if parts else kernel.__name__
+    return Compilation(
+        kernel, name, signature, constants, num_warps, num_stages, maxnreg, odd_sizes
+    )

@@ -1,6 +1,6 @@
 """What only a GPU can show: real sizes, streams, devices, and the memory checker.
 
-`pytest -m gpu` runs this and every other test of the kernels on the GPU.
+`make test-gpu`, or `pytest -m gpu tests/kernels`, runs this and every other test on the GPU.
 """
 
 import os
@@ -151,8 +151,10 @@ def test_kernels_run_on_the_device_of_their_tensors(backend):
 
 @needs_gpu
 @pytest.mark.slow
-def test_the_memory_checker_finds_nothing():
+def test_the_memory_checker_finds_nothing(request):
     checker = shutil.which("compute-sanitizer") or shutil.which("cuda-memcheck")
+    if checker is None and request.config.getoption("--places"):
+        pytest.fail("compute-sanitizer is not installed, and it must not be left out in silence")
     if checker is None:
         pytest.skip("compute-sanitizer is not installed")
     backends = set(dispatch.available("obs_prune", "cuda")) - {"reference"}

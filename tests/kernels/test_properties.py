@@ -45,10 +45,12 @@ def tensors(draw, shape, dtype, distinct=False):
 
 
 @st.composite
-def shapes(draw, most=300):
+def shapes(draw, most=300, least=0):
     """Rows and columns, on both sides of the sizes of vectors, words and warps."""
-    size = st.one_of(st.integers(1, 40), st.integers(1, most), st.sampled_from((128, 256)))
-    return draw(size.filter(lambda n: n <= most)), draw(size.filter(lambda n: n <= most))
+    some = st.sampled_from((0, 1, 128, 256))
+    size = st.one_of(st.integers(1, 40), st.integers(1, most), some)
+    size = size.filter(lambda n: least <= n <= most)
+    return draw(size), draw(size)
 
 
 def choices(width, options=PATTERNS):
@@ -161,7 +163,7 @@ def test_bits_and_values(place, data):
 @given(data=st.data())
 def test_obs_of_uncorrelated_inputs_is_exact(place, data):
     """Without correlation nothing is updated, so that scores, masks and losses are exact."""
-    shape, dtype = data.draw(shapes(64 if INTERPRETED else 150)), data.draw(DTYPES)
+    shape, dtype = data.draw(shapes(64 if INTERPRETED else 150, least=1)), data.draw(DTYPES)
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
     weight = torch.randint(-6, 7, shape, generator=generator).to(dtype)
     diagonal = torch.tensor([0.0, 1.0, 4.0, 16.0])
@@ -173,6 +175,23 @@ def test_obs_of_uncorrelated_inputs_is_exact(place, data):
     arguments = weight, torch.diag(diagonal)
     ours = obs_prune(*on(place, *arguments), **how, damping=0.0, backend=place.backend)
     assert_same(ours, obs_prune(*arguments, **how, damping=0.0, backend="reference"))
+
+
+@pytest.mark.parametrize("shape", ((0, 4), (4, 0)))
+def test_what_is_refused_is_refused_of_empty_tensors_too(place, shape):
+    weight, bad = torch.zeros(shape, device=place.device), torch.full((shape[1],), -1.0)
+    if shape[1]:
+        with pytest.raises(ValueError, match=r"norms\[0\] is -1.0"):
+            wanda_prune(weight, bad.to(place.device), sparsity=0.5, backend=place.backend)
+        with pytest.raises(ValueError, match="not positive definite"):
+            hessian = torch.eye(4, device=place.device)
+            hessian[0, 1] = 2.0
+            obs_prune(weight, hessian, sparsity=0.5, backend=place.backend)
+    values = torch.ones(3, device=place.device)
+    packed = compress(weight, weight != 0, backend=place.backend)
+    with pytest.raises(ValueError, match="client 1 keep 0 weights and there are 3 values"):
+        clients = [packed, Compressed(packed.bits, values)]
+        l0_average_compressed(clients, shape, backend=place.backend)
 
 
 @pytest.mark.parametrize("k", (98_999, 99_000, 99_001, 100_999, 101_000, 101_001))

@@ -31,6 +31,8 @@ inline size_t shared_limit(const Device&) {
   return shim::SHARED_LIMIT;
 }
 
+constexpr size_t SMALLEST_SHARED_LIMIT = 99 * 1024;
+
 template <class T>
 T* shared_memory() {
   return static_cast<T*>(shim::shared_memory());

@@ -31,7 +31,7 @@ BUGS = {
     "a missing barrier before the sweep": Bug("obs", "obs/sweep.cuh", "__syncthreads();", ""),
     "a last byte that is one mask short": Bug(
         "bitmask",
-        "bitmask/cuda.cu",
+        "bitmask/pack.cuh",
         "for (int i = 0; i < count; ++i) {\n        value",
         "for (int i = 0; i + 1 < count; ++i) {\n        value",
     ),
@@ -60,13 +60,15 @@ def objects(tmp_path_factory) -> dict[str, Path]:
     sources = [*build_shim.cuda_sources(), *sorted(build_shim.HERE.glob("*.cpp"))]
     folder = tmp_path_factory.mktemp("objects")
     made = build_shim.compile_all(folder, sources, torch_dir=TORCH)
-    return {f"{source.parent.name}/{source.name}": o for source, o in zip(sources, made)}
+    return {
+        f"{source.parent.name}/{source.name}": o for source, o in zip(sources, made, strict=True)
+    }
 
 
 def run_tests(families: set[str], objects: dict[str, Path], library: Path):
     """Link the objects, and run the families' tests on that library."""
     build_shim.link(library, list(objects.values()), torch_dir=TORCH)
-    tests = [f"tests/kernels/test_{family}.py" for family in sorted(families)]
+    tests = [f"tests/kernels/test_{name}.py" for name in (*sorted(families), "many_warps")]
     options = ["--places", "cpu-native", "--native-library", str(library)]
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
     return subprocess.run([*command, *tests, *options], cwd=ROOT, capture_output=True, text=True)

@@ -9,80 +9,16 @@
 // Little bit order: entry 8b + i of a row is bit i of its byte b.
 
 #include <torch/csrc/stable/library.h>
-#include <grid.cuh>
-#include <neighbours.cuh>
 #include <segments.cuh>
 
 #include <vector>
 
+#include "pack.cuh"
+
 namespace {
 
 using namespace fedspa;
-
-constexpr int BLOCK = 256;
-
-// Four bools in a word's bytes, as four bits. The product moves byte i to bit 28 + i, and no two of
-// its partial products meet in a bit, so nothing carries.
-__device__ unsigned packed(unsigned bools) {
-  return (bools * 0x10204080u) >> 28;
-}
-
-// Four bits as four bools: bit i is moved to bit 8i, and what else the product has is cut off.
-__device__ unsigned unpacked(unsigned bits) {
-  return ((bits & 15) * 0x00204081u) & 0x01010101u;
-}
-
-// How the bytes of bits lie in rows of n entries.
-struct Rows {
-  int64_t n;
-  int64_t bytes; // of all rows
-  Divisor row_bytes;
-
-  // Calls call(entry, count) with the first entry of a byte and how many it has, up to eight.
-  template <class Call>
-  __device__ void entries(int64_t byte, const Call& call) const {
-    const int64_t row = row_bytes.quotient(byte);
-    const int64_t column = (byte - row * row_bytes.divisor()) * 8;
-    call(row * n + column, static_cast<int>(n - column < 8 ? n - column : 8));
-  }
-};
-
-// The first `pairs` threads take two bytes of bits each, and the others one.
-__global__ void __launch_bounds__(BLOCK) pack_bytes(const uint8_t* __restrict__ mask, Rows rows,
-                                                    int64_t pairs, uint8_t* __restrict__ bits) {
-  const int64_t number = thread_number();
-  const int64_t byte = number + pairs;
-  if (number < pairs) {
-    const uint4 bools = reinterpret_cast<const uint4*>(mask)[number];
-    reinterpret_cast<uint16_t*>(bits)[number] =
-        packed(bools.x) | packed(bools.y) << 4 | packed(bools.z) << 8 | packed(bools.w) << 12;
-  } else if (byte < rows.bytes) {
-    rows.entries(byte, [&](int64_t entry, int count) {
-      unsigned value = 0;
-      for (int i = 0; i < count; ++i) {
-        value |= static_cast<unsigned>(mask[entry + i]) << i;
-      }
-      bits[byte] = value;
-    });
-  }
-}
-
-__global__ void __launch_bounds__(BLOCK) unpack_bytes(const uint8_t* __restrict__ bits, Rows rows,
-                                                      int64_t pairs, uint8_t* __restrict__ mask) {
-  const int64_t number = thread_number();
-  const int64_t byte = number + pairs;
-  if (number < pairs) {
-    const unsigned pair = reinterpret_cast<const uint16_t*>(bits)[number];
-    reinterpret_cast<uint4*>(mask)[number] =
-        make_uint4(unpacked(pair), unpacked(pair >> 4), unpacked(pair >> 8), unpacked(pair >> 12));
-  } else if (byte < rows.bytes) {
-    rows.entries(byte, [&](int64_t entry, int count) {
-      for (int i = 0; i < count; ++i) {
-        mask[entry + i] = bits[byte] >> i & 1;
-      }
-    });
-  }
-}
+using namespace fedspa::bitmask;
 
 // A warp counts a segment.
 __global__ void __launch_bounds__(BLOCK)
@@ -107,18 +43,19 @@ __global__ void __launch_bounds__(BLOCK)
   }
 }
 
-// A block moves a segment. T is any type of the weight's size.
+// A block moves a segment. T is any type of the weight's size. Whatever offsets and bits say,
+// nothing beyond the `size` values is read or written.
 template <class T>
 __global__ void __launch_bounds__(SEGMENT_BLOCK)
     compress_segments(const T* __restrict__ weight, const uint8_t* __restrict__ bits,
                       const int64_t* __restrict__ offsets, Segments segments,
-                      T* __restrict__ values) {
+                      T* __restrict__ values, int64_t size) {
   const Place place = place_of(segments, blockIdx.x);
   auto* const index = shared_memory<SegmentIndex>();
   fill_index(index, load_bits(bits + place.byte, threadIdx.x, place.length));
   const int64_t offset = offsets[blockIdx.x];
   for_each_bit(index, [&](int i, bool kept, unsigned value) {
-    if (kept) {
+    if (kept && static_cast<uint64_t>(offset + value) < static_cast<uint64_t>(size)) {
       values[offset + value] = weight[place.element + element_of_thread(i)];
     }
   });
@@ -127,7 +64,7 @@ __global__ void __launch_bounds__(SEGMENT_BLOCK)
 template <class T>
 __global__ void __launch_bounds__(SEGMENT_BLOCK)
     decompress_segments(const uint8_t* __restrict__ bits, const T* __restrict__ values,
-                        const int64_t* __restrict__ offsets, Segments segments,
+                        int64_t size, const int64_t* __restrict__ offsets, Segments segments,
                         T* __restrict__ weight) {
   const Place place = place_of(segments, blockIdx.x);
   auto* const index = shared_memory<SegmentIndex>();
@@ -136,7 +73,8 @@ __global__ void __launch_bounds__(SEGMENT_BLOCK)
   for_each_bit(index, [&](int i, bool kept, unsigned value) {
     const int element = element_of_thread(i);
     if (element < place.length) {
-      weight[place.element + element] = kept ? values[offset + value] : T{0};
+      const bool there = static_cast<uint64_t>(offset + value) < static_cast<uint64_t>(size);
+      weight[place.element + element] = kept && there ? values[offset + value] : T{0};
     }
   });
 }
@@ -229,7 +167,7 @@ Tensor compress_values(Tensor weight, Tensor bits, Tensor offsets, int64_t kept,
       launch(Device(weight, stream), &compress_segments<T>,
              blocks_for(name, rows * segments.per_row, 1), SEGMENT_BLOCK, sizeof(SegmentIndex),
              data<T>(weight), data<uint8_t>(bits), data<int64_t>(offsets), segments,
-             mutable_data<T>(values));
+             mutable_data<T>(values), kept);
     });
   }
   return values;
@@ -247,7 +185,7 @@ Tensor decompress_values(Tensor bits, Tensor values, Tensor offsets, int64_t n, 
     for_element_size(name, values, [&]<class T>() {
       launch(Device(values, stream), &decompress_segments<T>,
              blocks_for(name, rows * segments.per_row, 1), SEGMENT_BLOCK, sizeof(SegmentIndex),
-             data<uint8_t>(bits), data<T>(values), data<int64_t>(offsets), segments,
+             data<uint8_t>(bits), data<T>(values), values.numel(), data<int64_t>(offsets), segments,
              mutable_data<T>(weight));
     });
   }

@@ -1,14 +1,13 @@
 """Bit masks and compressed weights in Triton: kernels, then launchers."""
 
-from collections.abc import Mapping
-from typing import Any
+from itertools import product
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from fedspa_kernels.launch import Compilation, device_guard
+from fedspa_kernels.launch import Compilation, describe, device_guard
 
 # Bytes of bits in a program's tile, of eight entries each.
 PACK_BYTES = 256
@@ -212,27 +211,25 @@ def _as_integers(tensor: Tensor) -> Tensor:
 
 
 def compilations() -> list[Compilation]:
-    """Every shipped configuration: rows that fill their bytes or do not, values of 2 to 8 bytes."""
-    packing = {"bytes_in_all": "i64", "n": "i64", "RAGGED": "constexpr", "BYTES": "constexpr"}
-    pointers = {"mask": "*u8", "bits": "*u8"}
-    counting = {"bits": "*u8", "counts": "*i64", "segments": "i64", "n": "i64"}
-    counting |= {"segment_bytes": "i32", "SEGMENTS": "constexpr", "BYTES": "constexpr"}
-    segments = {"n": "i64", "segment_bytes": "i32", "BYTES": "constexpr"}
-    found = [_compilation(_count, counting, SEGMENTS=COUNT_SEGMENTS, BYTES=COUNT_BYTES)]
-    for ragged in (False, True):
-        found.append(_compilation(_pack, pointers | packing, RAGGED=ragged, BYTES=PACK_BYTES))
-        found.append(_compilation(_unpack, pointers | packing, RAGGED=ragged, BYTES=PACK_BYTES))
-    for value in ("*i16", "*i32", "*i64"):
-        pointers = {"weight": value, "bits": "*u8", "offsets": "*i64", "values": value}
-        for kernel in (_compress, _decompress):
-            types = pointers | segments
-            found.append(_compilation(kernel, types, VALUE_WARPS, BYTES=VALUE_BYTES))
-    return found
-
-
-def _compilation(
-    kernel: Any, types: Mapping[str, str], num_warps: int = 4, **constants: Any
-) -> Compilation:
-    signature = {name: types[name] for name in kernel.arg_names}
-    name = " ".join([kernel.__name__, *signature.values(), str(constants)])
-    return Compilation(kernel, name, signature, constants, num_warps, num_stages=3)
+    """Describe every kernel, of rows that fill their bytes or do not, of values of 2 to 8 bytes."""
+    types = {"mask": "*u8", "bits": "*u8", "counts": "*i64", "offsets": "*i64"}
+    types |= dict.fromkeys(("bytes_in_all", "segments", "n", "segment_bytes"), "i32")
+    described = []
+    for kernel in (_pack, _unpack):
+        for variant, ragged, odd in (("", False, False), ("", False, True), ("ragged", True, True)):
+            described.append(
+                describe(
+                    kernel, variant, types, 4, 3, odd_sizes=odd, RAGGED=ragged, BYTES=PACK_BYTES
+                )
+            )
+    for odd in (False, True):
+        counting = {"SEGMENTS": COUNT_SEGMENTS, "BYTES": COUNT_BYTES}
+        described.append(describe(_count, "", types, 4, 3, odd_sizes=odd, **counting))
+        for kernel, size in product((_compress, _decompress), (2, 4, 8)):
+            types |= dict.fromkeys(("weight", "values"), f"*i{8 * size}")
+            described.append(
+                describe(
+                    kernel, f"{size} bytes", types, VALUE_WARPS, 3, odd_sizes=odd, BYTES=VALUE_BYTES
+                )
+            )
+    return described

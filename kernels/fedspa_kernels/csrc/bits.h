@@ -19,10 +19,14 @@ static_assert(std::endian::native == std::endian::little,
 
 constexpr uint64_t LOW_BIT_OF_EACH_BYTE = 0x0101010101010101;
 
-// Byte i holds 0 or 1. The product moves it from bit 8i to bit 56 + i; all 64 partial products land
-// on different bits, so nothing carries into the top byte.
+// A bool may be any byte but 0 where the tensor is a view of bytes, so that each becomes its own 0
+// or 1 first. The product moves byte i from bit 8i to bit 56 + i; all 64 partial products land on
+// different bits, so nothing carries into the top byte.
 FEDSPA_INLINE uint8_t pack_word(uint64_t bools) {
-  return static_cast<uint8_t>((bools * 0x0102040810204080) >> 56);
+  constexpr uint64_t BELOW_TOP = 0x7f7f7f7f7f7f7f7f;
+  const uint64_t top_bits = ((bools & BELOW_TOP) + BELOW_TOP) | bools;
+  const uint64_t ones = (top_bits >> 7) & LOW_BIT_OF_EACH_BYTE;
+  return static_cast<uint8_t>((ones * 0x0102040810204080) >> 56);
 }
 
 // Every byte gets a copy of `bits` and keeps bit i of it, which is 0 or 2^i. Adding 127 raises the

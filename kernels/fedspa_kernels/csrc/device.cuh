@@ -53,6 +53,10 @@ inline size_t shared_limit(const Device& device) {
   return device.attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
 }
 
+// The smallest of these among the GPUs from sm_80 on (sm_86 and sm_89). What a kernel asks for
+// whatever its tensors are is held below it by a static_assert beside the kernel.
+constexpr size_t SMALLEST_SHARED_LIMIT = 99 * 1024;
+
 // The block's dynamic shared memory, aligned to 16 bytes: the only shared memory that kernels use.
 template <class T>
 __device__ T* shared_memory() {
@@ -66,8 +70,12 @@ void launch(const Device& device, void (*kernel)(Parameters...), dim3 grid, dim3
             size_t shared_bytes, Arguments... arguments) {
   // What a block has without asking is 48 KiB on every GPU.
   if (shared_bytes > 48 * 1024) {
+    const size_t limit = shared_limit(device);
+    STD_TORCH_CHECK(shared_bytes <= limit, "a block needs ", shared_bytes,
+                    " bytes of shared memory, and can have ", limit, " on this GPU");
+    // Always the limit: the attribute is the kernel's, and another thread may launch it too.
     check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                    static_cast<int>(shared_bytes)),
+                                    static_cast<int>(limit)),
                "cudaFuncSetAttribute");
   }
   kernel<<<grid, block, shared_bytes, device.stream>>>(arguments...);

@@ -19,6 +19,7 @@
 
 #pragma once
 
+#include <grid.cuh>
 #include <large_groups.cuh>
 #include <neighbours.cuh>
 #include <radix.cuh>
@@ -165,8 +166,8 @@ template <class Source, bool KEYS, int WIDTH>
 void launch_on_chip(const Device& device, const Source& source, int64_t groups, int64_t of,
                     int64_t count, unsigned threads, size_t shared_bytes) {
   const int passes = count == 0 ? 0 : (source.bits + WIDTH - 1) / WIDTH;
-  launch(device, &select_on_chip<Source, KEYS, WIDTH>, dim3(groups), dim3(threads), shared_bytes,
-         source, static_cast<int>(of), static_cast<uint32_t>(count), passes);
+  launch(device, &select_on_chip<Source, KEYS, WIDTH>, blocks_for("selection", groups, 1), threads,
+         shared_bytes, source, static_cast<int>(of), static_cast<uint32_t>(count), passes);
 }
 
 // Selects on chip if a group finds room there, and says whether it did.
@@ -178,6 +179,7 @@ bool select_in_block(const Device& device, const Source& source, int64_t groups,
   const size_t held = vectors * Source::VECTOR * sizeof(Held);
   // One warp, with histograms as small as its row.
   if (of <= 1024) {
+    static_assert(sizeof(Workspace<8>) + 1024 * sizeof(Held) <= SMALLEST_SHARED_LIMIT);
     launch_on_chip<Source, KEYS, 8>(device, source, groups, of, count, 32,
                                     sizeof(Workspace<8>) + held);
     return true;
@@ -201,7 +203,7 @@ void launch_in_threads(const Device& device, const Source& source, int64_t n, in
   const auto kernel =
       whole ? &select_in_thread<OF, VECTOR, Source> : &select_in_thread<OF, OF, Source>;
   const int64_t entries = 256 * (whole ? VECTOR : OF);
-  launch(device, kernel, dim3((n + entries - 1) / entries), dim3(256), 0, source, n,
+  launch(device, kernel, blocks_for("selection", n, entries), 256, 0, source, n,
          static_cast<int>(count));
 }
 
@@ -220,9 +222,8 @@ void select_smallest(const Device& device, const Tensor& like, Source source, in
   if (of <= 32) {
     source.aligned = false;
     const int64_t groups_of_block = 256 / 32 * (32 / of);
-    const dim3 grid((groups + groups_of_block - 1) / groups_of_block);
-    launch(device, &select_in_lanes<Source>, grid, dim3(256), 0, source, groups,
-           static_cast<int>(of), static_cast<int>(count));
+    launch(device, &select_in_lanes<Source>, blocks_for("selection", groups, groups_of_block), 256,
+           0, source, groups, static_cast<int>(of), static_cast<int>(count));
     return;
   }
   source.aligned = source.aligned && of % Source::VECTOR == 0;

@@ -6,6 +6,7 @@
 
 #pragma once
 
+#include <grid.cuh>
 #include <radix.cuh>
 
 #include <algorithm>
@@ -15,6 +16,7 @@ namespace fedspa {
 constexpr int LARGE_WIDTH = 11;
 constexpr int LARGE_BINS = 1 << LARGE_WIDTH;
 constexpr unsigned LARGE_THREADS = 256;
+static_assert(sizeof(Workspace<LARGE_WIDTH>) <= SMALLEST_SHARED_LIMIT);
 
 // How groups are cut into tiles, and what the launches tell one another.
 struct Tiles {
@@ -159,7 +161,7 @@ void select_large(const Device& device, const Tensor& like, const Source& source
                    mutable_data<uint32_t>(tile_counts),
                    mutable_data<uint64_t>(keys),
                    mutable_data<uint32_t>(ties)};
-  const dim3 grid(groups * tiles);
+  const dim3 grid = blocks_for("selection", groups * tiles, 1);
   for (int pass = 0; pass < passes; ++pass) {
     launch(device, &count_tile<Source>, grid, dim3(LARGE_THREADS), sizeof(Workspace<LARGE_WIDTH>),
            source, plan, pass);

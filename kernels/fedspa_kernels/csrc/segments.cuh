@@ -81,6 +81,7 @@ struct SegmentIndex {
   uint2 words[SEGMENT_WORDS]; // the bits, and how many are set before them in their 32 words
   unsigned counts[SEGMENT_WORDS / 32]; // set bits in each 32 words
 };
+static_assert(2 * sizeof(SegmentIndex) <= SMALLEST_SHARED_LIMIT); // the averages have two
 
 // Called by a whole block of SEGMENT_BLOCK threads, whose first SEGMENT_WORDS bring a word each.
 __device__ inline void fill_index(SegmentIndex* index, unsigned word) {

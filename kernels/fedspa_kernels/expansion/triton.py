@@ -3,7 +3,8 @@
 from torch import Tensor
 
 from fedspa_kernels.launch import Compilation
-from fedspa_kernels.selection.triton import describe_selection, select
+from fedspa_kernels.selection.triton import select
+from fedspa_kernels.selection.triton_describe import describe_selection
 from fedspa_kernels.selection.triton_keys import Entries
 
 
@@ -23,5 +24,8 @@ def expand_mask(
 
 
 def compilations() -> list[Compilation]:
-    """Describe the kernels of votes with float32 scores; without scores they hold less."""
-    return describe_selection("votes, fp32", votes="*i32", values="*fp32", kept=True)
+    """Describe the kernels of votes alone, and with float32 scores; others differ in loads."""
+    return [
+        *describe_selection("votes", votes="*i32", kept=True, common=False),
+        *describe_selection("votes, fp32", votes="*i32", values="*fp32", kept=True),
+    ]

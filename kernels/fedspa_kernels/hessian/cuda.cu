@@ -13,6 +13,7 @@ constexpr int TILE = 32;
 constexpr int THREAD_ROWS = 8;
 // A column of the tile then lies in 32 different banks of shared memory.
 constexpr int PADDED = TILE + 1;
+static_assert(TILE * PADDED * sizeof(float) <= SMALLEST_SHARED_LIMIT);
 
 // One block transposes one tile on or above the diagonal. Row r of tiles has `tiles - r` of them,
 // and the row that is as far from the bottom has r + 1. So two rows together have tiles + 1, and

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fedspa_kernels.launch import VECTOR, Compilation, describe, device_guard
+from fedspa_kernels.launch import VECTOR, Compilation, describe, device_guard, options
 
 # A program sums a tile of BLOCK × BLOCK products, over BLOCK_TOKENS tokens at a time.
 HALVES = {"BLOCK": 128, "BLOCK_TOKENS": 64, "num_warps": 8, "num_stages": 3}
@@ -142,7 +142,7 @@ def accumulate_hessian_(hessian: Tensor, inputs: Tensor, precision: str) -> None
 
     hessian:   (matrices, cols, cols) float32, contiguous, changed
     inputs:    (matrices, tokens, cols) float32, float16 or bfloat16, contiguous
-    precision: "ieee" or "tf32", of the products of float32 inputs
+    precision: "ieee" or "tf32", of the products of float32 inputs; on AMD it is always "ieee"
     """
     matrices, tokens, size = inputs.shape
     if inputs.numel() == 0:
@@ -150,7 +150,9 @@ def accumulate_hessian_(hessian: Tensor, inputs: Tensor, precision: str) -> None
     if inputs.dtype == torch.bfloat16 and inputs.device.type == "cpu":
         # Triton's interpreter (3.7) multiplies the bits of bfloat16 as if they were integers.
         inputs = inputs.float()
-    config = _config(inputs, precision)
+    if torch.version.hip:
+        precision = "ieee"  # few of AMD's GPUs have TF32
+    config = options(inputs, _config(inputs, precision))
     tiles = triton.cdiv(size, config["BLOCK"])
     number, part_tokens = _cut(tokens, _entries(tiles) * matrices)
     parts = hessian.new_empty(matrices, number, size, size) if number > 1 else None
@@ -207,14 +209,14 @@ def compilations() -> list[Compilation]:
         ),
     ):
         types["inputs"] = f"*{dtype}"
-        options: dict[str, Any] = {"odd_sizes": odd_sizes, **(ODD if odd_sizes else even)}
+        config: dict[str, Any] = {"odd_sizes": odd_sizes, **(ODD if odd_sizes else even)}
         for parts, unused in (("one part", one_part), ("parts", {})):
             variant = f"{dtype}, {precision}, {parts}"
             described.append(
-                describe(product_kernel, variant, types, PRECISION=precision, **unused, **options)
+                describe(product_kernel, variant, types, PRECISION=precision, **unused, **config)
             )
-    options = dict(ADD)
+    config = dict(ADD)
     return described + [
-        describe(add_parts_kernel, "fp32", types, odd_sizes=odd_sizes, **options)
+        describe(add_parts_kernel, "fp32", types, odd_sizes=odd_sizes, **config)
         for odd_sizes in (False, True)
     ]

@@ -40,7 +40,7 @@ __device__ void read_clients(const int64_t* table, int clients, int first, int64
     if (first + i < clients) {
       const T* const weight = pointer<T>(table, first + i) + start;
       read.weights[i] = load_constant_word(reinterpret_cast<const Pack<T, N>*>(weight));
-      if (MASKED) {
+      if constexpr (MASKED) {
         const bool* const mask = pointer<bool>(table, clients + first + i) + start;
         read.masks[i] = load_constant_word(reinterpret_cast<const Pack<bool, N>*>(mask));
       }
@@ -60,7 +60,10 @@ __device__ void average_at(const int64_t* table, int clients, int64_t start, T* 
     for (int i = 0; i < IN_FLIGHT; ++i) {
       if (first + i < clients) {
         const auto weight = from_word<Pack<T, N>>(read.weights[i]);
-        const auto mask = from_word<Pack<bool, N>>(read.masks[i]);
+        Pack<bool, N> mask;
+        if constexpr (MASKED) {
+          mask = from_word<Pack<bool, N>>(read.masks[i]);
+        }
 #pragma unroll
         for (int j = 0; j < N; ++j) {
           const float value = to_float(weight.at[j]);
@@ -94,7 +97,8 @@ __global__ void __launch_bounds__(AVERAGE_BLOCK)
   }
 }
 
-// A block averages a segment of a row.
+// A block averages a segment of a row. The table has the clients' bits, values and offsets, and how
+// many values there are: none beyond them is read, whatever the bits and offsets say.
 template <class T>
 __global__ void __launch_bounds__(SEGMENT_BLOCK)
     average_segments(const int64_t* __restrict__ table, int clients, Segments segments,
@@ -113,12 +117,15 @@ __global__ void __launch_bounds__(SEGMENT_BLOCK)
     if (client + 1 < clients) {
       word = load_client(client + 1);
     }
-    const T* const values =
-        pointer<T>(table, clients + client) +
+    const T* const values = pointer<T>(table, clients + client);
+    const int64_t offset =
         load_constant(pointer<int64_t>(table, 2 * clients + client) + blockIdx.x);
+    const auto size = static_cast<uint64_t>(table[3 * clients + client]);
     for_each_bit(index, [&](int i, bool kept, unsigned value) {
       if (kept) {
-        total[i] = __fadd_rn(total[i], to_float(load_constant(values + value)));
+        const bool there = static_cast<uint64_t>(offset + value) < size;
+        const float weight = there ? to_float(load_constant(values + offset + value)) : 0.0f;
+        total[i] = __fadd_rn(total[i], weight);
         ++sums[i];
       }
     });

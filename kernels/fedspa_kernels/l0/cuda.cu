@@ -76,19 +76,39 @@ __global__ void __launch_bounds__(ADD_BLOCK) add_client(Sums<T> sums, int64_t pa
   }
 }
 
-// A table for `pointer`.
-Tensor copy_pointers(const Device& device, const std::vector<Tensor>& tensors) {
-  std::vector<int64_t> pointers;
-  for (const Tensor& tensor : tensors) {
-    pointers.push_back(reinterpret_cast<intptr_t>(tensor.const_data_ptr()));
+constexpr int NUMBERS = 256; // of a table in one launch: 2 KiB, of the 4 that parameters may take
+
+struct Numbers {
+  int64_t at[NUMBERS];
+};
+
+__global__ void __launch_bounds__(NUMBERS)
+    write_numbers(const Numbers numbers, int count, int64_t* __restrict__ table) {
+  const int number = threadIdx.x;
+  if (number < count) {
+    table[number] = numbers.at[number];
   }
-  const auto size = static_cast<int64_t>(pointers.size());
-  Tensor table = new_empty(tensors.front(), {size}, ScalarType::Long);
-  // The vector is pageable memory, which CUDA has read when this returns.
-  check_cuda(cudaMemcpyAsync(mutable_data<int64_t>(table), pointers.data(), size * sizeof(int64_t),
-                             cudaMemcpyHostToDevice, device.stream),
-             "the copy of the clients' pointers");
+}
+
+// A table on the device. The numbers travel as a kernel's parameters, which a launch copies at
+// once; a copy from the vector could still be read when it is gone, or would have to be waited for.
+Tensor new_table(const Device& device, const Tensor& like, const std::vector<int64_t>& all) {
+  const int64_t size = std::ssize(all);
+  Tensor table = new_empty(like, {size}, ScalarType::Long);
+  for (int64_t first = 0; first < size; first += NUMBERS) {
+    const auto count = static_cast<int>(std::min<int64_t>(NUMBERS, size - first));
+    Numbers numbers = {};
+    std::copy_n(all.begin() + first, count, numbers.at);
+    launch(device, &write_numbers, 1, NUMBERS, 0, numbers, count,
+           mutable_data<int64_t>(table) + first);
+  }
   return table;
+}
+
+void add_pointers(const std::vector<Tensor>& tensors, std::vector<int64_t>& table) {
+  for (const Tensor& tensor : tensors) {
+    table.push_back(reinterpret_cast<intptr_t>(tensor.const_data_ptr()));
+  }
 }
 
 void check_client(const char* name, const Tensor& tensor, const Tensor& like, ScalarType dtype) {
@@ -121,9 +141,10 @@ std::tuple<Tensor, Tensor> l0_average(std::vector<Tensor> weights, std::vector<T
       return;
     }
     const Device device(like, stream);
-    std::vector<Tensor> tensors = weights;
-    tensors.insert(tensors.end(), masks.begin(), masks.end());
-    const Tensor table = copy_pointers(device, tensors);
+    std::vector<int64_t> pointers;
+    add_pointers(weights, pointers);
+    add_pointers(masks, pointers);
+    const Tensor table = new_table(device, like, pointers);
     const int64_t packs = aligned ? n / N : 0;
     launch(device, masked ? &average_clients<true, N, T> : &average_clients<false, N, T>,
            blocks_for("l0_average", n - packs * (N - 1), AVERAGE_BLOCK), AVERAGE_BLOCK, 0,
@@ -154,10 +175,14 @@ std::tuple<Tensor, Tensor> l0_average_compressed(std::vector<Tensor> bits,
     return {average, votes};
   }
   const Device device(like, stream);
-  std::vector<Tensor> tensors = bits;
-  tensors.insert(tensors.end(), values.begin(), values.end());
-  tensors.insert(tensors.end(), offsets.begin(), offsets.end());
-  const Tensor table = copy_pointers(device, tensors);
+  std::vector<int64_t> numbers;
+  add_pointers(bits, numbers);
+  add_pointers(values, numbers);
+  add_pointers(offsets, numbers);
+  for (const Tensor& tensor : values) {
+    numbers.push_back(tensor.numel());
+  }
+  const Tensor table = new_table(device, like, numbers);
   for_weight_dtype(name, like, [&]<class T>() {
     launch(device, &average_segments<T>, blocks_for(name, rows * segments.per_row, 1),
            SEGMENT_BLOCK, 2 * sizeof(SegmentIndex), data<int64_t>(table), clients, segments,

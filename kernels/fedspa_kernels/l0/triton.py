@@ -13,16 +13,17 @@ from torch import Tensor
 
 from fedspa_kernels.bitmask.triton import count_kept, ranks, segment_at, set_bits
 from fedspa_kernels.floats import from_float32, to_float32
-from fedspa_kernels.launch import VECTOR, Compilation, describe, device_guard
+from fedspa_kernels.launch import VECTOR, Compilation, describe, device_guard, options
 
 # What kernel.py asks of this module; it counts the bits of compressed clients.
 __all__ = ["compilations", "count_kept", "l0_add_", "l0_average", "l0_average_compressed"]
 
 # Entries of a program; eight a thread are one 16-byte load of a half-precision weight.
 BLOCK = 1024
-# Registers that a thread may have to average. Left to itself ptxas takes fewer, and then loads the
-# clients' vectors one after the other, or spills.
+# Registers that a thread may have. Left to itself ptxas takes fewer, and then loads the clients'
+# vectors one after the other, or spills.
 AVERAGE_REGISTERS = 80
+ADD_REGISTERS = 128
 # Bytes of bits in a tile of compressed clients, of eight entries each.
 TILE_BYTES = 256
 TILE_WARPS = 8
@@ -139,7 +140,7 @@ def l0_average(weights: list[Tensor], masks: list[Tensor]) -> tuple[Tensor, Tens
                 MASKED=bool(masks),
                 VECTOR=vector,
                 BLOCK=BLOCK,
-                maxnreg=AVERAGE_REGISTERS,
+                **options(average, {"maxnreg": AVERAGE_REGISTERS}),
             )
     return average, votes
 
@@ -181,7 +182,17 @@ def l0_add_(
     if n:
         mask = None if mask is None else mask.view(torch.uint8)
         with device_guard(total):
-            _add[(triton.cdiv(n, BLOCK),)](total, votes, kept, weight, mask, importance, n, BLOCK)
+            _add[(triton.cdiv(n, BLOCK),)](
+                total,
+                votes,
+                kept,
+                weight,
+                mask,
+                importance,
+                n,
+                BLOCK,
+                **options(total, {"maxnreg": ADD_REGISTERS}),
+            )
 
 
 def _table(addresses: list[int], device: torch.device) -> Tensor:
@@ -197,14 +208,17 @@ def compilations() -> list[Compilation]:
     described = []
     for dtype, odd_sizes in product(("fp32", "fp16", "bf16"), (False, True)):
         types |= dict.fromkeys(("average", "weight"), f"*{dtype}")
-        options: dict[str, Any] = {"num_warps": 4, "num_stages": 3, "odd_sizes": odd_sizes}
+        common: dict[str, Any] = {"num_warps": 4, "num_stages": 3, "odd_sizes": odd_sizes}
         averaging = {"VECTOR": 1 if odd_sizes else VECTOR, "maxnreg": AVERAGE_REGISTERS}
+        adding = {"maxnreg": ADD_REGISTERS, "BLOCK": BLOCK}
         for kernel, variant, own in (
             (_average, dtype, averaging | {"MASKED": False, "BLOCK": BLOCK}),
             (_average, f"{dtype}, masks", averaging | {"MASKED": True, "BLOCK": BLOCK}),
             (_average_compressed, dtype, {"BYTES": TILE_BYTES, "num_warps": TILE_WARPS}),
-            (_add, dtype, {"BLOCK": BLOCK, "mask": None, "kept": None}),
-            (_add, f"{dtype}, masks", {"BLOCK": BLOCK}),
+            (_add, dtype, adding | {"mask": None, "kept": None}),
+            (_add, f"{dtype}, masks", adding | {"kept": None}),
+            (_add, f"{dtype}, kept", adding | {"mask": None}),
+            (_add, f"{dtype}, masks, kept", adding),
         ):
-            described.append(describe(kernel, variant, types, **options | own))
+            described.append(describe(kernel, variant, types, **common | own))
     return described

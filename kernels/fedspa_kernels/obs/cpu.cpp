@@ -7,6 +7,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include <optional>
+#include <type_traits>
 #include <vector>
 
 #include "block.h"
@@ -62,8 +63,12 @@ void prune_tiles(const std::vector<Block<T>>& blocks, int64_t rows) {
 
 template <class T>
 Rows<T> rows_of(const Tensor& tensor, int64_t matrix) {
-  T* first = static_cast<T*>(const_cast<void*>(tensor.const_data_ptr()));
-  return {first + matrix * tensor.stride(0), tensor.stride(1)};
+  const int64_t first = matrix * tensor.stride(0);
+  if constexpr (std::is_const_v<T>) {
+    return {data<T>(tensor) + first, tensor.stride(1)};
+  } else {
+    return {mutable_data<T>(tensor) + first, tensor.stride(1)};
+  }
 }
 
 void check_view(const Tensor& view, const Tensor& weight, ScalarType dtype) {

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fedspa_kernels.floats import from_float32
-from fedspa_kernels.launch import VECTOR, Compilation, describe, device_guard
+from fedspa_kernels.launch import VECTOR, Compilation, describe, device_guard, options
 from fedspa_kernels.obs.triton_choice import (
     BINS,
     DIGITS,
@@ -157,7 +157,7 @@ def obs_prune_block_(
     outputs = (pruned, kept, change, loss, invalid)
     strides = [step for view in (weight, *outputs[:3]) for step in view.stride()[:2]]
     odd = any(number % VECTOR for number in (width, weight.data_ptr(), *strides))
-    config = ODD if odd else CONFIG
+    config = options(weight, ODD if odd else CONFIG)
     tiles = triton.cdiv(rows, config["BLOCK_ROWS"])
     found: tuple[Tensor | None, Tensor | None] = (None, None)
     with device_guard(weight):
@@ -188,24 +188,44 @@ def obs_prune_block_(
 
 
 def compilations() -> list[Compilation]:
-    """Describe the kernels of every dtype; without `update`, in a first block, they are smaller."""
+    """Describe the kernels of every dtype, with `update` and, in a first block, without.
+
+    The digits of float16 are counted as those of bfloat16, and its first block is swept so.
+    """
     floats = ("scale", "damp", "inverse", "update", "change", "loss")
     types = dict.fromkeys(floats, "*fp32") | dict.fromkeys(("dead", "kept"), "*i1")
     types |= dict.fromkeys(("histograms", "tile_counts", "invalid"), "*i32")
     types |= dict.fromkeys(("rows_total", "width", "count", "group", "drops"), "i32")
     for view, step in product(("weight", "pruned", "kept", "change"), ("matrix", "row")):
         types[f"{view}_{step}"] = "i32"
-    unused: dict[str, Any] = {"histograms": None, "tile_counts": None}
     described = []
     for dtype, odd_sizes in product(("bf16", "fp16", "fp32"), (False, True)):
         types |= dict.fromkeys(("weight", "pruned"), f"*{dtype}")
-        options: dict[str, Any] = {"odd_sizes": odd_sizes, **(ODD if odd_sizes else CONFIG)}
-        described += [
-            describe(histogram_kernel, f"{dtype}, digit {digit}", types, DIGIT=digit, **options)
-            for digit in range(DIGITS.value)
-        ]
-        described += [
-            describe(sweep_kernel, f"{dtype}, {choice}", types, CHOICE=choice, **none, **options)
-            for choice, none in (("count", {}), ("pattern", unused), ("mask", unused))
-        ]
+        config: dict[str, Any] = {"odd_sizes": odd_sizes, **(ODD if odd_sizes else CONFIG)}
+        first = config | {"update": None}
+        described += _describe_sweeps(dtype, types, config)
+        if dtype != "fp16":
+            described += _describe_digits(dtype, types, config)
+            described += _describe_sweeps(f"{dtype}, first", types, first)
+        if dtype == "bf16":
+            described += _describe_digits(f"{dtype}, first", types, first)
     return described
+
+
+def _describe_digits(
+    variant: str, types: dict[str, str], config: dict[str, Any]
+) -> list[Compilation]:
+    return [
+        describe(histogram_kernel, f"{variant}, digit {digit}", types, DIGIT=digit, **config)
+        for digit in range(DIGITS.value)
+    ]
+
+
+def _describe_sweeps(
+    variant: str, types: dict[str, str], config: dict[str, Any]
+) -> list[Compilation]:
+    unused: dict[str, Any] = {"histograms": None, "tile_counts": None}
+    return [
+        describe(sweep_kernel, f"{variant}, {choice}", types, CHOICE=choice, **none, **config)
+        for choice, none in (("count", {}), ("pattern", unused), ("mask", unused))
+    ]

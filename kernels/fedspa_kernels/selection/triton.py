@@ -1,15 +1,14 @@
 """Selection in Triton: exactly the k first of each group, whatever the size of the groups."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from fedspa_kernels.launch import Compilation, device_guard
-from fedspa_kernels.selection.triton_groups import LONGEST_ON_CHIP, describe_groups, launch_groups
+from fedspa_kernels.selection.triton_describe import describe_selection
+from fedspa_kernels.selection.triton_groups import LONGEST_ON_CHIP, launch_groups
 from fedspa_kernels.selection.triton_keys import Entries
-from fedspa_kernels.selection.triton_radix import describe_radix, launch_radix
-from fedspa_kernels.selection.triton_rows import LONGEST_ROW, describe_rows, launch_rows
+from fedspa_kernels.selection.triton_radix import launch_radix
+from fedspa_kernels.selection.triton_rows import LONGEST_ROW, launch_rows
 
 
 def smallest_mask(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -45,31 +44,6 @@ def select(
         with device_guard(source):
             launch(entries, of, count, mask, pruned, invalid, kept)
     return mask, invalid
-
-
-def describe_selection(
-    variant: str,
-    *,
-    kept: bool,
-    values: str | None = None,
-    norms: str | None = None,
-    votes: str | None = None,
-    pruned: str | None = None,
-) -> list[Compilation]:
-    """Describe every kernel that `select` can launch on entries of these types."""
-    pointers = {"values": values, "norms": norms, "votes": votes, "pruned": pruned}
-    types = {name: pointer for name, pointer in pointers.items() if pointer}
-    types |= {"mask": "*i1", "invalid": "*i32"}
-    types |= dict.fromkeys(("counts", "state", "ties", "ties_before"), "*i64")
-    types |= dict.fromkeys(("groups", "chunks", "n", "k", "width", "clients"), "i32")
-    types |= dict.fromkeys(("level", "bits_before", "shift", "bits"), "i32")
-    constants: dict[str, Any] = {"NORMS_OF_ROWS": False, "KEPT": kept}
-    constants |= {name: None for name, pointer in pointers.items() if pointer is None}
-    return [
-        *describe_groups(variant, types, **constants),
-        *describe_rows(variant, types, **constants),
-        *describe_radix(variant, types, **constants),
-    ]
 
 
 def compilations() -> list[Compilation]:

@@ -1,17 +1,11 @@
 """Groups that fit on chip: one pass, many small groups or one long one per program."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from fedspa_kernels.launch import Compilation, describe
 from fedspa_kernels.selection.triton_keys import (
     NUM_STAGES,
-    ONE_ROW,
-    ONE_WRAP,
     OUTSIDE,
     Entries,
     joined,
@@ -121,14 +115,3 @@ def launch_groups(
     options = {"num_warps": num_warps(threads), "num_stages": NUM_STAGES}
     grid = (triton.cdiv(groups, rows),)
     select_groups[grid](values, norms, votes, mask, pruned, invalid, *sizes, *ways, **options)
-
-
-def describe_groups(variant: str, types: Mapping[str, str], **constants: Any) -> list[Compilation]:
-    """Describe the kernel in each configuration: patterns inside a row, and whole rows."""
-    described = []
-    for block, rows, threads in CONFIGURATIONS:
-        way = (ONE_WRAP if block <= RANKED.value else ONE_ROW).value
-        sizes = constants | {"WRAP": way, "ROWS": rows, "BLOCK": block}
-        name, warps = f"{variant}, {rows} × {block}", num_warps(threads)
-        described.append(describe(select_groups, name, types, warps, NUM_STAGES, **sizes))
-    return described

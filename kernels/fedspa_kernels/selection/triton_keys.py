@@ -19,7 +19,7 @@ OUTSIDE = tl.constexpr(0xFFFFFFFF)
 NUM_STAGES = 1
 
 # How an entry's row and column follow from its group's: the group is one row; it leaves the row at
-# most once; it may leave it many times; the same where 32 bits cannot count a row's columns.
+# most once; it may leave it many times; at most once, and 32 bits cannot count its columns.
 ONE_ROW, ONE_WRAP, MANY_WRAPS, WIDE_ROWS = (tl.constexpr(way) for way in range(4))
 
 
@@ -106,7 +106,8 @@ def entry_keys(values, norms, votes, base, position, inside, width, clients, WRA
 @triton.jit
 def report(invalid, wrong):
     """Set `invalid` where any entry of a block is wrong."""
-    tl.store(invalid, 1, mask=tl.max(wrong.to(tl.int32)) > 0)
+    # In floats, because LLVM makes an "any" of integers bits, which it gathers on the stack.
+    tl.store(invalid, 1, mask=tl.max(wrong.to(tl.float32)) > 0)
 
 
 @triton.jit
@@ -120,10 +121,10 @@ def _norm_index(base, position, width, WRAP, NORMS_OF_ROWS):
             column = column.to(tl.uint32)
         column += position.to(column.dtype)
         columns = tl.full((), width, column.dtype)
-        if WRAP == ONE_WRAP:
-            wraps = (column >= columns).to(column.dtype)
-        else:
+        if WRAP == MANY_WRAPS:
             wraps = column // columns
+        else:
+            wraps = (column >= columns).to(column.dtype)
         index = row + wraps if NORMS_OF_ROWS else column - wraps * columns
     return index
 

@@ -6,7 +6,6 @@ for every level the digits found, how many entries to take among those that shar
 do. Two passes more count the last key's ties ahead of each chunk, and write.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,10 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fedspa_kernels.launch import Compilation, describe
+from fedspa_kernels.launch import options
 from fedspa_kernels.selection.triton_keys import (
     NUM_STAGES,
-    ONE_WRAP,
     Entries,
     entry_keys,
     first_in_turn,
@@ -36,6 +34,10 @@ BLOCK = tl.constexpr(2048)
 # Entries of a program: enough to make its 64 atomic additions rare.
 CHUNK = tl.constexpr(16384)
 THREADS = 256
+# Registers that a thread may have where norms are met: left to itself ptxas then takes fewer, and
+# spills.
+TIES_REGISTERS = 64
+MARK_REGISTERS = 192
 EMPTY_BITS = {torch.bfloat16: 16, torch.float16: 13}
 # These change from pass to pass, and are no reason to compile again.
 CHANGING = ["level", "bits_before", "shift", "bits"]
@@ -208,20 +210,23 @@ def launch_radix(
     grid = (groups * chunks,)
     sizes = (groups, chunks, of, width, clients)
     ways: tuple[int | bool, ...] = (wrap(entries, of, BLOCK.value), norms_of_rows)
-    options = {"num_warps": num_warps(THREADS), "num_stages": NUM_STAGES}
+    config = {"num_warps": num_warps(THREADS), "num_stages": NUM_STAGES}
 
-    def run(kernel: Any, *arguments: Any) -> None:
-        kernel[grid](values, norms, votes, *arguments, *ways, **options)
+    def run(kernel: Any, *arguments: Any, maxnreg: int | None = None) -> None:
+        bound = {} if maxnreg is None or norms is None else options(mask, {"maxnreg": maxnreg})
+        kernel[grid](values, norms, votes, *arguments, *ways, **config, **bound)
 
     before = 0
     for level, (shift, bits) in enumerate(digits):
         run(count_digits, counts, state, count, *sizes, level, before, shift, bits)
         before = bits
     levels, (shift, _) = len(digits), digits[-1]
-    run(count_ties, counts, state, ties, count, *sizes, levels, before, shift)
+    place = (*sizes, levels, before, shift)
+    run(count_ties, counts, state, ties, count, *place, maxnreg=TIES_REGISTERS)
     ties_before = ties.cumsum(1) - ties
     ways = (*ways, kept)
-    run(mark, state, ties_before, mask, pruned, invalid, *sizes, levels, shift)
+    outputs = (mask, pruned, invalid)
+    run(mark, state, ties_before, *outputs, *sizes, levels, shift, maxnreg=MARK_REGISTERS)
 
 
 def _digits(entries: Entries) -> list[tuple[int, int]]:
@@ -241,13 +246,3 @@ def _digits(entries: Entries) -> list[tuple[int, int]]:
 def _split(high: int, low: int) -> list[tuple[int, int]]:
     tops = range(high, low, -DIGIT)
     return [(max(top - DIGIT, low), min(top - low, DIGIT)) for top in tops]
-
-
-def describe_radix(variant: str, types: Mapping[str, str], **constants: Any) -> list[Compilation]:
-    """Describe the three kernels, for a layer of rows that are no shorter than a block."""
-    described, warps = [], num_warps(THREADS)
-    for kernel in (count_digits, count_ties, mark):
-        known = {name: constants[name] for name in constants if name in kernel.arg_names}
-        known["WRAP"] = ONE_WRAP.value
-        described.append(describe(kernel, variant, types, warps, NUM_STAGES, **known))
-    return described

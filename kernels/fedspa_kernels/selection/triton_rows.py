@@ -4,17 +4,12 @@ Registers do not hold so many keys. The rounds of the search after the first rea
 the L1 or the L2 cache; from memory it comes once.
 """
 
-from collections.abc import Mapping
-from typing import Any
-
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from fedspa_kernels.launch import Compilation, describe
 from fedspa_kernels.selection.triton_keys import (
     NUM_STAGES,
-    ONE_ROW,
     Entries,
     entry_keys,
     first_in_turn,
@@ -115,13 +110,3 @@ def launch_rows(
     options = {"num_warps": num_warps(THREADS), "num_stages": NUM_STAGES}
     grid = (mask.numel() // of,)
     select_rows[grid](values, norms, votes, mask, pruned, invalid, *sizes, *ways, **options)
-
-
-def describe_rows(variant: str, types: Mapping[str, str], **constants: Any) -> list[Compilation]:
-    """Describe the kernel for groups that are rows."""
-    constants = constants | {"WRAP": ONE_ROW.value}
-    warps = num_warps(THREADS)
-    return [
-        describe(select_rows, variant, types, warps, NUM_STAGES, odd_sizes=odd, **constants)
-        for odd in (False, True)
-    ]

@@ -27,7 +27,9 @@ def first_of(keys, k, BLOCK):
         if tl.max(upto, axis=0) > k:
             tied = keys == threshold[:, None]
             below = keys < threshold[:, None]
-            room = tl.where(upto > k, k - tl.sum(below.to(tl.int32), axis=1), BLOCK)
+            # In floats for the same reason as the ranks.
+            earlier = tl.sum(below.to(tl.float32), axis=1).to(tl.int32)
+            room = tl.where(upto > k, k - earlier, BLOCK)
             chosen = below | (tied & (tl.cumsum(tied.to(tl.int32), axis=1) <= room[:, None]))
     return chosen
 
@@ -36,11 +38,12 @@ def first_of(keys, k, BLOCK):
 def _ranks(keys, BLOCK):
     """Count, for each entry of a row, those before it."""
     position = tl.arange(0, BLOCK)[None, :]
-    rank = tl.zeros_like(keys).to(tl.int32)
+    # In floats, because LLVM makes a sum of integers a count of bits, gathered on the stack.
+    rank = tl.zeros_like(keys).to(tl.float32)
     for index in tl.static_range(BLOCK):
         other = tl.sum(tl.where(position == index, keys, 0), axis=1)[:, None]
         before = (other < keys) | ((other == keys) & (index < position))
-        rank += before.to(tl.int32)
+        rank += before.to(tl.float32)
     return rank
 
 

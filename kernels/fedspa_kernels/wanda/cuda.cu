@@ -9,6 +9,10 @@
 namespace fedspa {
 namespace {
 
+__device__ bool is_refused(float norm) {
+  return !(norm >= 0.0f && is_finite(norm));
+}
+
 // weight (rows, cols), norms (cols,) or (rows,) -> pruned (rows, cols), mask (rows, cols)
 template <class T>
 struct Weights {
@@ -65,7 +69,7 @@ struct Weights {
 #pragma unroll
     for (int j = 0; j < N; ++j) {
       keys[j] = __float_as_uint(__fmul_rn(to_float(elements[j]), met[j])) & 0x7fffffffu;
-      wrong = wrong || !(met[j] >= 0.0f && is_finite(met[j]));
+      wrong = wrong || is_refused(met[j]);
     }
     if (wrong) {
       atomicOr(invalid, 1);
@@ -112,6 +116,21 @@ __global__ void __launch_bounds__(256)
   write(scores + index, valid, source.aligned, products);
 }
 
+// For a weight without entries, whose norms no other kernel reads.
+__global__ void __launch_bounds__(256) check_norms(const float* norms, int64_t n, int* invalid) {
+  const int64_t number = thread_number();
+  if (number < n && is_refused(norms[number])) {
+    atomicOr(invalid, 1);
+  }
+}
+
+void launch_check(const char* name, const Tensor& norms, const Tensor& invalid, int64_t stream) {
+  if (norms.numel() > 0) {
+    launch(Device(norms, stream), &check_norms, blocks_for(name, norms.numel(), 256), 256, 0,
+           data<float>(norms), norms.numel(), mutable_data<int>(invalid));
+  }
+}
+
 // Where nothing is pruned, `pruned` and `mask` are null.
 template <class T>
 Weights<T> weights_of(const Tensor& weight, const Tensor& norms, bool norms_of_rows, T* pruned,
@@ -144,13 +163,13 @@ std::tuple<Tensor, Tensor> wanda_scores(const Tensor& weight, const Tensor& norm
   for_weight_dtype("wanda_scores", weight, [&]<class T>() {
     const int64_t n = weight.numel();
     if (n == 0) {
-      return;
+      return launch_check("wanda_scores", norms, invalid, stream);
     }
     auto source = weights_of<T>(weight, norms, false, nullptr, nullptr, invalid);
     source.aligned = source.aligned && n % source.VECTOR == 0;
     const int64_t entries = 256 * source.VECTOR;
-    launch(Device(weight, stream), &write_scores<T>, dim3((n + entries - 1) / entries), dim3(256),
-           0, source, n, mutable_data<float>(scores));
+    launch(Device(weight, stream), &write_scores<T>, blocks_for("wanda_scores", n, entries), 256, 0,
+           source, n, mutable_data<float>(scores));
   });
   return {scores, invalid};
 }
@@ -165,7 +184,7 @@ std::tuple<Tensor, Tensor, Tensor> wanda_prune(const Tensor& weight, const Tenso
   for_weight_dtype("wanda_prune", weight, [&]<class T>() {
     const int64_t n = weight.numel();
     if (n == 0) {
-      return;
+      return launch_check("wanda_prune", norms, invalid, stream);
     }
     STD_TORCH_CHECK(of > 0 && n % of == 0 && 0 <= count && count <= of,
                     "wanda_prune: of or count is out of range");

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from fedspa_kernels.floats import to_float32
 from fedspa_kernels.launch import Compilation, describe, device_guard
-from fedspa_kernels.selection.triton import describe_selection, select
+from fedspa_kernels.selection.triton import select
+from fedspa_kernels.selection.triton_describe import describe_selection
 from fedspa_kernels.selection.triton_keys import NUM_STAGES, Entries, num_warps
 
 BLOCK_COLS = 1024
@@ -37,21 +38,22 @@ def wanda_scores(weight: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
     """
     rows, cols = weight.shape
     scores = torch.empty(weight.shape, dtype=torch.float32, device=weight.device)
+    if not weight.numel():
+        return scores, _unsound(norms)
     invalid = torch.zeros(1, dtype=torch.int32, device=weight.device)
-    if weight.numel():
-        blocks = triton.cdiv(cols, BLOCK_COLS)
-        with device_guard(weight):
-            score_kernel[(rows * blocks,)](
-                weight,
-                norms,
-                scores,
-                invalid,
-                cols,
-                blocks,
-                BLOCK_COLS,
-                num_warps=num_warps(THREADS),
-                num_stages=NUM_STAGES,
-            )
+    blocks = triton.cdiv(cols, BLOCK_COLS)
+    with device_guard(weight):
+        score_kernel[(rows * blocks,)](
+            weight,
+            norms,
+            scores,
+            invalid,
+            cols,
+            blocks,
+            BLOCK_COLS,
+            num_warps=num_warps(THREADS),
+            num_stages=NUM_STAGES,
+        )
     return scores, invalid
 
 
@@ -68,7 +70,15 @@ def wanda_prune(
     pruned = torch.empty_like(weight)
     entries = Entries(weight, norms, width=weight.shape[1], norms_of_rows=norms_of_rows)
     mask, invalid = select(entries, of, count, kept=True, pruned=pruned)
+    if not weight.numel():
+        invalid = _unsound(norms)
     return pruned, mask.view(weight.shape), invalid
+
+
+def _unsound(norms: Tensor) -> Tensor:
+    """`invalid` of a weight without entries, which no kernel runs for."""
+    sound = (norms >= 0) & (norms < float("inf"))
+    return (~sound).any().to(torch.int32).view(1)
 
 
 def compilations() -> list[Compilation]:
