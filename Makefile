@@ -45,7 +45,7 @@ test-gpu: build ## the kernels' tests on a CUDA GPU, and under compute-sanitizer
 
 test-triton: .venv/.installed
 	TRITON_INTERPRET=1 $(PY) -m pytest tests/kernels --places cpu-triton $(SOME)
-	$(if $(PYTEST_FLAGS),,$(PY) -m bench.resources --check)
+	$(if $(PYTEST_FLAGS),,$(PY) -m bench.resources --check $(if $(PLACES)$(shell command -v nvcc),,--without-cuda))
 
 test-cuda-on-cpu: $(CUDA_ON_CPU)
 	$(PY) -m pytest tests/kernels --places cpu-native --native-library $(CUDA_ON_CPU) $(SOME)

@@ -215,9 +215,10 @@ def compilations() -> list[Compilation]:
 def _describe_digits(
     variant: str, types: dict[str, str], config: dict[str, Any]
 ) -> list[Compilation]:
+    # Those between the first and the last find fewer digits than the last, and hold no more.
     return [
         describe(histogram_kernel, f"{variant}, digit {digit}", types, DIGIT=digit, **config)
-        for digit in range(DIGITS.value)
+        for digit in (0, DIGITS.value - 1)
     ]
 
 
