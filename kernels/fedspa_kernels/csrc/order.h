@@ -1,5 +1,6 @@
 // Integers that stand in the order of floats: exact comparisons, counts and thresholds need no
-// floating point then, and no mode of the machine (flushed subnormals) can change them.
+// floating point then. A score that is a product is still subject to torch.set_flush_denormal,
+// which holds for the thread that called it alone.
 
 #pragma once
 
