@@ -45,13 +45,6 @@ void for_each_byte(int64_t rows, int64_t n, const Word& word) {
   });
 }
 
-Tensor with_last_size(const Tensor& like, int64_t size, ScalarType dtype) {
-  const auto sizes = like.sizes();
-  std::vector<int64_t> shape(sizes.begin(), sizes.end());
-  shape.back() = size;
-  return torch::stable::new_empty(like, shape, dtype);
-}
-
 Tensor pack_mask(const Tensor& mask, int64_t) {
   check_contiguous("pack_mask", mask, ScalarType::Bool);
   STD_TORCH_CHECK(mask.dim() > 0, "pack_mask: needs an axis to pack along");
@@ -134,20 +127,6 @@ Tensor count_kept(const Tensor& bits, int64_t n, int64_t segment, int64_t) {
   segments.for_each([=](int64_t index, int64_t, int64_t byte, int64_t elements)
                         FEDSPA_BODY { out[index] = count_bits(in + byte, (elements + 7) / 8); });
   return counts;
-}
-
-// Values are moved as bits, whatever their dtype.
-template <class Call>
-void for_element_size(const char* name, const Tensor& tensor, const Call& call) {
-  switch (tensor.element_size()) {
-    case 2:
-      return call.template operator()<uint16_t>();
-    case 4:
-      return call.template operator()<uint32_t>();
-    case 8:
-      return call.template operator()<uint64_t>();
-  }
-  STD_TORCH_CHECK(false, name, ": needs elements of 2, 4 or 8 bytes");
 }
 
 Tensor compress_values(const Tensor& weight, const Tensor& bits, const Tensor& offsets,

@@ -85,13 +85,6 @@ int64_t last_size(const char* name, const Tensor& tensor, ScalarType dtype) {
   return tensor.size(tensor.dim() - 1);
 }
 
-Tensor with_last_size(const Tensor& like, int64_t size, ScalarType dtype) {
-  const auto sizes = like.sizes();
-  std::vector<int64_t> shape(sizes.begin(), sizes.end());
-  shape.back() = size;
-  return torch::stable::new_empty(like, shape, dtype);
-}
-
 // How many pairs of bytes can be moved as one: none where rows end within a byte.
 int64_t pairs_of(const Tensor& mask, const Tensor& bits, int64_t n) {
   const bool whole =
@@ -136,21 +129,6 @@ Tensor count_kept(Tensor bits, int64_t n, int64_t segment, int64_t stream) {
            0, data<uint8_t>(bits), segments, size, mutable_data<int64_t>(counts));
   }
   return counts;
-}
-
-// Runs call.operator()<T>() with a T as large as the elements, which are only moved.
-template <class Call>
-void for_element_size(const char* name, const Tensor& tensor, const Call& call) {
-  switch (tensor.element_size()) {
-    case 2:
-      return call.template operator()<uint16_t>();
-    case 4:
-      return call.template operator()<uint32_t>();
-    case 8:
-      return call.template operator()<uint64_t>();
-    default:
-      STD_TORCH_CHECK(false, name, ": needs elements of 2, 4 or 8 bytes");
-  }
 }
 
 Tensor compress_values(Tensor weight, Tensor bits, Tensor offsets, int64_t kept, int64_t segment,

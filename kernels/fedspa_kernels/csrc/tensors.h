@@ -57,6 +57,28 @@ inline Tensor new_empty_like(const Tensor& like, ScalarType dtype) {
   return torch::stable::new_empty(like, std::vector<int64_t>(sizes.begin(), sizes.end()), dtype);
 }
 
+inline Tensor with_last_size(const Tensor& like, int64_t size, ScalarType dtype) {
+  const auto sizes = like.sizes();
+  std::vector<int64_t> shape(sizes.begin(), sizes.end());
+  shape.back() = size;
+  return torch::stable::new_empty(like, shape, dtype);
+}
+
+// Runs call.operator()<T>() with a T as large as the elements, which are only moved.
+template <class Call>
+void for_element_size(const char* name, const Tensor& tensor, const Call& call) {
+  switch (tensor.element_size()) {
+    case 2:
+      return call.template operator()<uint16_t>();
+    case 4:
+      return call.template operator()<uint32_t>();
+    case 8:
+      return call.template operator()<uint64_t>();
+    default:
+      STD_TORCH_CHECK(false, name, ": needs elements of 2, 4 or 8 bytes");
+  }
+}
+
 // The flag that kernels raise where a value is refused.
 inline Tensor new_flag(const Tensor& like) {
   return torch::stable::new_zeros(like, std::vector<int64_t>{1}, ScalarType::Int);
