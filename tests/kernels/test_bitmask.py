@@ -64,6 +64,27 @@ def test_compression_stores_the_kept_values_and_kept_zeros(place, dtype, width):
     assert rebuilt.dtype == dtype and torch.equal(rebuilt, torch.where(mask, weight, 0))
 
 
+@pytest.mark.parametrize("width", (*WIDTHS, 20000))
+def test_a_known_count_changes_nothing_and_a_wrong_one_is_refused(place, width):
+    mask = random_mask(6, width).to(place.device)
+    weight, kept = torch.rand(6, width, device=place.device), int(mask.sum())
+    plain = compress(weight, mask, backend=place.backend)
+    known = compress(weight, mask, kept=kept, backend=place.backend)
+    assert torch.equal(known.bits, plain.bits) and torch.equal(known.values, plain.values)
+    for wrong in {kept + 1, max(kept - 1, 0), 0} - {kept}:
+        with pytest.raises(ValueError, match=f"^compress: kept is {wrong} and the mask keeps"):
+            compress(weight, mask, kept=wrong, backend=place.backend)
+    with pytest.raises(ValueError, match="^compress: kept is -1"):
+        compress(weight, mask, kept=-1, backend=place.backend)
+
+
+def test_a_known_count_of_an_empty_mask(place):
+    empty = torch.zeros((3, 0), dtype=torch.bool, device=place.device)
+    assert compress(empty.float(), empty, kept=0, backend=place.backend).values.shape == (0,)
+    with pytest.raises(ValueError, match="^compress: kept is 2 and the mask keeps 0"):
+        compress(empty.float(), empty, kept=2, backend=place.backend)
+
+
 def test_compression_of_views_is_row_major_and_no_alias(place):
     weight = torch.randn(7, 5, device=place.device).T
     mask = torch.ones(7, 5, dtype=torch.bool, device=place.device).T

@@ -11,14 +11,14 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
 def test_it_has_examples():
-    assert len(BLOCKS) == 2
+    assert len(BLOCKS) == 3
 
 
 def test_somebody_elses_script_is_short():
     assert len([line for line in BLOCKS[1].splitlines() if line.strip()]) <= 30
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=("functions", "script"))
+@pytest.mark.parametrize("block", BLOCKS, ids=("functions", "script", "checks"))
 def test_its_examples_run(block):
     exec(compile(block, "kernels/README.md", "exec"), {})
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
 import fedspa_kernels
 from fedspa_kernels import dispatch
@@ -26,6 +27,8 @@ CALLS = [
     ("obs_prune", (WEIGHT, HESSIAN), {"sparsity": 0.5}),
     ("obs_prune", (WEIGHT.half().T.contiguous().T, HESSIAN), {"pattern": "2:4"}),
     ("obs_prune", (WEIGHT[None], HESSIAN[None]), {"mask": MASK[None]}),
+    ("obs_prune_shared", ([WEIGHT, WEIGHT[:3]], HESSIAN), {"sparsity": 0.5}),
+    ("obs_prune_shared", ([WEIGHT, WEIGHT], HESSIAN), {"masks": [MASK, ~MASK]}),
     ("l0_average", ([WEIGHT, WEIGHT * MASK],), {}),
     ("l0_average", ([WEIGHT.bfloat16()] * 2, [MASK, ~MASK]), {}),
     ("l0_average_compressed", ([BITS] * 2, [torch.ones(10), torch.zeros(10)], [2, 8]), {}),
@@ -35,6 +38,7 @@ CALLS = [
     ("pack_mask", (MASK,), {}),
     ("unpack_mask", (BITS, 8), {}),
     ("compress", (WEIGHT, MASK), {}),
+    ("compress", (WEIGHT, MASK), {"kept": int(MASK.sum())}),
     ("decompress", (BITS, torch.ones(10), [2, 8]), {}),
 ]  # fmt: skip
 IDS = [f"{name}-{i}" for i, (name, _, _) in enumerate(CALLS)]
@@ -77,7 +81,7 @@ def test_parameters_give_outputs_without_a_graph(name, arguments, options):
         outputs = arguments[0]
     else:
         outputs = operator(name)(*map(parameter, arguments), **options)
-    for output in outputs if isinstance(outputs, tuple) else (outputs,):
+    for output in tree_leaves(outputs):
         assert not output.requires_grad and output.grad_fn is None
 
 

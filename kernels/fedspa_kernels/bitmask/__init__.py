@@ -32,16 +32,20 @@ def unpack_mask(bits: Tensor, n: int, *, backend: str | None = None) -> Tensor:
     return torch.ops.fedspa.unpack_mask(bits, n, backend=backend)
 
 
-def compress(weight: Tensor, mask: Tensor, *, backend: str | None = None) -> Compressed:
+def compress(
+    weight: Tensor, mask: Tensor, *, kept: int | None = None, backend: str | None = None
+) -> Compressed:
     """Store the kept weights alone; one that is kept and 0 is stored too.
 
     weight:  (..., n) float32, float16, bfloat16 or float64
     mask:    (..., n) bool, True = kept
+    kept:    the number of True in the mask, where it is known: inside `checks.together` the call
+             then waits for no device. None: it is counted, and waited for
     returns: Compressed(bits, values): (..., ceil(n/8)) uint8, and the kept values, one-dimensional,
              in row-major order, in the weight's dtype
-    raises:  ValueError where shapes, dtypes or devices disagree
+    raises:  ValueError where shapes, dtypes or devices disagree, or kept is not the mask's number
     """
-    return Compressed(*torch.ops.fedspa.compress(weight, mask, backend=backend))
+    return Compressed(*torch.ops.fedspa.compress(weight, mask, kept=kept, backend=backend))
 
 
 def decompress(
@@ -78,11 +82,13 @@ def check_bits(operator: str, bits: Tensor, shape: Sequence[int]) -> None:
         )
 
 
-def _check_compress(weight: Tensor, mask: Tensor) -> None:
+def _check_compress(weight: Tensor, mask: Tensor, kept: int | None) -> None:
     check_floats("compress", weight=weight)
     check_devices("compress", weight=weight, mask=mask)
     check_mask("compress", mask, weight.shape)
     _check_axes("compress", "weight", weight)
+    if kept is not None and kept < 0:
+        raise ValueError(f"compress: kept is {kept}; pass the number of True in the mask")
 
 
 def _check_decompress(bits: Tensor, values: Tensor, shape: Sequence[int]) -> None:
@@ -124,17 +130,19 @@ def _fake_unpack(bits: Tensor, n: int, *, backend: str | None = None) -> Tensor:
     return bits.new_empty((*bits.shape[:-1], n), dtype=torch.bool)
 
 
-def _compress(weight: Tensor, mask: Tensor, *, backend: str | None = None) -> tuple[Tensor, Tensor]:
-    _check_compress(weight, mask)
-    return dispatch.run("compress", weight.device, backend, weight, mask)
+def _compress(
+    weight: Tensor, mask: Tensor, *, kept: int | None = None, backend: str | None = None
+) -> tuple[Tensor, Tensor]:
+    _check_compress(weight, mask, kept)
+    return dispatch.run("compress", weight.device, backend, weight, mask, kept)
 
 
 def _fake_compress(
-    weight: Tensor, mask: Tensor, *, backend: str | None = None
+    weight: Tensor, mask: Tensor, *, kept: int | None = None, backend: str | None = None
 ) -> tuple[Tensor, Tensor]:
-    _check_compress(weight, mask)
-    kept = torch.library.get_ctx().new_dynamic_size()
-    return _fake_pack(mask), weight.new_empty(kept)
+    _check_compress(weight, mask, kept)
+    size = torch.library.get_ctx().new_dynamic_size() if kept is None else kept
+    return _fake_pack(mask), weight.new_empty(size)
 
 
 def _decompress(
@@ -157,7 +165,8 @@ dispatch.define(
     "unpack_mask(Tensor bits, SymInt n, *, str? backend=None) -> Tensor", _unpack, _fake_unpack
 )
 dispatch.define(
-    "compress(Tensor weight, Tensor mask, *, str? backend=None) -> (Tensor, Tensor)",
+    "compress(Tensor weight, Tensor mask, *, SymInt? kept=None, str? backend=None)"
+    " -> (Tensor, Tensor)",
     _compress,
     _fake_compress,
 )

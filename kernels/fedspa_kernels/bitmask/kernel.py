@@ -12,12 +12,14 @@ decompress_values(bits, values, offsets, n, segment) -> weight (rows, n), 0 wher
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
-from fedspa_kernels.bitmask.values import check_count
+from fedspa_kernels.bitmask.values import check_count, check_kept
+from fedspa_kernels.checks import refuse
 
 # A whole number of bytes, and small enough that a few stay on chip with their values.
 SEGMENT = 8192
@@ -40,28 +42,31 @@ def unpack_mask(kernels: Any, bits: Tensor, n: int) -> Tensor:
     return kernels.unpack_mask(_as_rows(bits, bits.shape[-1]), n).view(shape)
 
 
-def compress(kernels: Any, weight: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def compress(kernels: Any, weight: Tensor, mask: Tensor, kept: int | None) -> tuple[Tensor, Tensor]:
     """Pack the mask, count it, and gather the values to where the counts send them."""
     bits = pack_mask(kernels, mask)
     if not weight.numel():
+        check_kept(0, kept)
         return bits, weight.new_empty(0)
     row_bits, n = rows_of(bits, weight.shape)
     offsets, ends = segment_offsets(kernels, row_bits, n)
-    kept = int(ends)
+    if kept is None:
+        kept = int(ends)
+    else:
+        row_bits = bits_to_trust(row_bits, ends != kept, partial(_explain_kept, ends, kept))
     values = kernels.compress_values(_as_rows(weight, n), row_bits, offsets, kept, SEGMENT)
     return bits, values
 
 
 def decompress(kernels: Any, bits: Tensor, values: Tensor, shape: Sequence[int]) -> Tensor:
     """Count the bits, and scatter the values from where the counts say they are."""
-    kept = 0
-    if math.prod(shape):
-        row_bits, n = rows_of(bits, shape)
-        offsets, ends = segment_offsets(kernels, row_bits, n)
-        kept = int(ends)
-    check_count("decompress", kept, values)
     if not math.prod(shape):
+        check_count("decompress", 0, values)
         return values.new_empty(shape)
+    row_bits, n = rows_of(bits, shape)
+    offsets, ends = segment_offsets(kernels, row_bits, n)
+    explain = partial(_explain_count, ends, values)
+    row_bits = bits_to_trust(row_bits, ends != len(values), explain)
     weight = kernels.decompress_values(row_bits, values.contiguous(), offsets, n, SEGMENT)
     return weight.view(*shape)
 
@@ -78,6 +83,22 @@ def segment_offsets(kernels: Any, row_bits: Tensor, n: int) -> tuple[Tensor, Ten
     offsets = ends.roll(1)
     offsets[0] = 0
     return offsets, ends[-1]
+
+
+def bits_to_trust(row_bits: Tensor, wrong: Tensor, explain: Callable[[], None]) -> Tensor:
+    """Refuse bits that are not as many as their values, () bool; what is refused later is emptied.
+
+    The kernels move a value for each bit: with more bits than values, beyond the values' end.
+    """
+    return row_bits if refuse(wrong, explain) else row_bits.masked_fill(wrong, 0)
+
+
+def _explain_count(ends: Tensor, values: Tensor) -> None:
+    check_count("decompress", int(ends), values)
+
+
+def _explain_kept(ends: Tensor, kept: int) -> None:
+    check_kept(int(ends), kept)
 
 
 def _as_rows(tensor: Tensor, n: int) -> Tensor:

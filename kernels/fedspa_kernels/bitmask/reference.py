@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from fedspa_kernels.bitmask.values import check_count
+from fedspa_kernels.bitmask.values import check_count, check_kept
 
 
 def pack_mask(mask: Tensor) -> Tensor:
@@ -26,9 +26,11 @@ def unpack_mask(bits: Tensor, n: int) -> Tensor:
     return entries.view(torch.bool).flatten(-2)[..., :n].contiguous()
 
 
-def compress(weight: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def compress(weight: Tensor, mask: Tensor, kept: int | None) -> tuple[Tensor, Tensor]:
     """Return the mask as bits, and the kept values in row-major order."""
-    return pack_mask(mask), weight[mask]
+    values = weight[mask]
+    check_kept(len(values), kept)
+    return pack_mask(mask), values
 
 
 def decompress(bits: Tensor, values: Tensor, shape: Sequence[int]) -> Tensor:

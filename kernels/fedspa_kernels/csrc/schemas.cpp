@@ -40,6 +40,9 @@ STABLE_TORCH_LIBRARY(fedspa_native, m) {
   m.def("mirror_upper_(Tensor(a!) hessian, int stream) -> ()");
 
   m.def(
+      "factor_block_(Tensor block, Tensor damp, Tensor dead, Tensor(a!) upper, Tensor(b!) inverse, "
+      "Tensor(c!) failed, int stream) -> ()");
+  m.def(
       "obs_prune_block_(Tensor weight, Tensor? update, Tensor scale, Tensor dead, Tensor damp, "
       "Tensor inverse, int count, int keep, int of, Tensor(a!) pruned, Tensor(b!) kept, "
       "Tensor(c!) change, Tensor(d!) loss, Tensor(e!) invalid, int stream) -> ()");

@@ -10,14 +10,16 @@ expand_mask(votes, scores, clients, of, count) -> (mask, invalid)
              then nothing
 """
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fedspa_kernels.checks import refuse
 from fedspa_kernels.counts import at_least, of_group
 from fedspa_kernels.dispatch import takes_no_float64
-from fedspa_kernels.expansion.values import check_scores, check_votes
+from fedspa_kernels.expansion.values import check_scores, check_votes, outside
 
 MOST_CLIENTS = 2**31 - 1
 
@@ -44,14 +46,18 @@ def expand_mask(
     """
     of_columns = group == "column"
     entries = (votes.mT if of_columns else votes).contiguous()
-    if votes.dtype == torch.int64:
-        check_votes(votes, clients)  # int32 would wrap, and the kernel not see it
+    if votes.dtype == torch.int64 and votes.numel():
+        # int32 would wrap, and the kernel not see it.
+        refuse(outside(votes, clients), partial(check_votes, votes, clients))
     if scores is not None:
         scores = (scores.mT if of_columns else scores).contiguous()
     entries_of_group = entries.numel() if group == "layer" else entries.shape[-1]
     of, count = of_group(entries_of_group, sparsity, pattern, at_least)
     mask, invalid = kernels.expand_mask(entries.to(torch.int32), scores, clients, of, count)
-    if invalid.item():
-        check_votes(votes, clients)
-        check_scores(scores)
+    refuse(invalid, partial(_explain, votes, clients, scores))
     return mask.mT.contiguous() if of_columns else mask
+
+
+def _explain(votes: Tensor, clients: int, scores: Tensor | None) -> None:
+    check_votes(votes, clients)
+    check_scores(scores)

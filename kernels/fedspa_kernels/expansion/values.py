@@ -3,6 +3,12 @@
 from torch import Tensor
 
 
+def outside(votes: Tensor, clients: int) -> Tensor:
+    """Return whether any of the votes, at least one, is not in 0..clients: () bool."""
+    least, most = votes.aminmax()
+    return (least < 0) | (most > clients)
+
+
 def check_votes(votes: Tensor, clients: int) -> None:
     """Raise ValueError where a vote is not in 0..clients."""
     if not votes.numel():

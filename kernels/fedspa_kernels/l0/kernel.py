@@ -18,6 +18,7 @@ l0_add_(total, votes, kept, weight, mask, importance) -> None
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from fedspa_kernels.bitmask.kernel import SEGMENT, rows_of, segment_offsets
 from fedspa_kernels.bitmask.values import check_count
+from fedspa_kernels.checks import refuse
 
 
 def l0_average(
@@ -49,12 +51,22 @@ def l0_average_compressed(
         row_bits, n = rows_of(client_bits, shape)
         clients.append(row_bits)
     offsets, ends = zip(*(segment_offsets(kernels, client, n) for client in clients), strict=True)
+    counted = torch.stack(ends)
+    there = torch.tensor([len(client_values) for client_values in values])
     # All counts in one answer: each would wait for the GPU on its own.
-    for client, kept in enumerate(torch.stack(ends).tolist()):
-        check_count("l0_average_compressed", kept, values[client], f" of client {client}")
+    wrong = counted != there.to(counted.device, non_blocking=True)
+    if not refuse(wrong, partial(_explain_counts, counted, values)):
+        # The kernel moves a value for each bit: with more bits than values, beyond their end.
+        pairs = zip(clients, wrong, strict=True)
+        clients = [client_bits.masked_fill(is_wrong, 0) for client_bits, is_wrong in pairs]
     values = [client_values.contiguous() for client_values in values]
     average, votes = kernels.l0_average_compressed(clients, values, list(offsets), n, SEGMENT)
     return average.view(*shape), votes.view(*shape)
+
+
+def _explain_counts(counted: Tensor, values: list[Tensor]) -> None:
+    for client, kept in enumerate(counted.tolist()):
+        check_count("l0_average_compressed", kept, values[client], f" of client {client}")
 
 
 def l0_add_(

@@ -6,18 +6,13 @@ import torch
 from torch import Tensor
 
 from fedspa_kernels import dispatch
-from fedspa_kernels.arguments import (
-    check_devices,
-    check_floats,
-    check_mask,
-    check_not_negative,
-    check_one_of,
-    check_sparsity,
-    parse_pattern,
-)
 from fedspa_kernels.obs import kernel, reference
+from fedspa_kernels.obs.arguments import check_choice, check_tensors
+from fedspa_kernels.obs.shared import obs_prune_shared
 from fedspa_kernels.obs.values import check_finite
 from fedspa_kernels.results import Pruned
+
+__all__ = ["obs_prune", "obs_prune_shared"]
 
 
 def obs_prune(
@@ -69,52 +64,6 @@ def obs_prune(
     )
 
 
-def _check_tensors(weight: Tensor, hessian: Tensor, mask: Tensor | None) -> None:
-    check_floats("obs_prune", weight=weight)
-    check_devices("obs_prune", weight=weight, hessian=hessian, mask=mask)
-    if weight.dim() < 2 or hessian.shape != (
-        *weight.shape[:-2],
-        weight.shape[-1],
-        weight.shape[-1],
-    ):
-        raise ValueError(
-            f"obs_prune: weight is {tuple(weight.shape)} and hessian {tuple(hessian.shape)}; "
-            "pass (..., rows, cols) and (..., cols, cols)"
-        )
-    if hessian.dtype != torch.float32 and (hessian.dtype, weight.dtype) != (torch.float64,) * 2:
-        raise ValueError(
-            f"obs_prune: hessian is {hessian.dtype} and weight {weight.dtype}; "
-            "pass a float32 hessian, or both in float64"
-        )
-    if mask is not None:
-        check_mask("obs_prune", mask, weight.shape)
-
-
-def _check_choice(
-    width: int,
-    sparsity: float | None,
-    pattern: str | None,
-    mask: Tensor | None,
-    block_size: int,
-    damping: float,
-) -> tuple[int, int] | None:
-    check_one_of("obs_prune", sparsity=sparsity, pattern=pattern, mask=mask)
-    check_not_negative("obs_prune", "damping", damping)
-    if block_size < 1:
-        raise ValueError(f"obs_prune: block_size is {block_size}; pass at least 1")
-    if sparsity is not None:
-        check_sparsity("obs_prune", sparsity)
-    if pattern is None:
-        return None
-    keep, of = parse_pattern("obs_prune", pattern, width)
-    if block_size % of:
-        raise ValueError(
-            f"obs_prune: block_size {block_size} cuts groups of pattern {pattern!r}; "
-            f"pass a multiple of {of}"
-        )
-    return keep, of
-
-
 def _body(
     weight: Tensor,
     hessian: Tensor,
@@ -126,8 +75,10 @@ def _body(
     damping: float = 0.01,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    _check_tensors(weight, hessian, mask)
-    choice = _check_choice(weight.shape[-1], sparsity, pattern, mask, block_size, damping)
+    check_tensors(weight, hessian, mask)
+    choice = check_choice(
+        "obs_prune", weight.shape[-1], sparsity, pattern, block_size, damping, mask=mask
+    )
     return dispatch.run(
         "obs_prune",
         weight.device,
@@ -159,8 +110,8 @@ def _fake(
     damping: float = 0.01,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    _check_tensors(weight, hessian, mask)
-    _check_choice(weight.shape[-1], sparsity, pattern, mask, block_size, damping)
+    check_tensors(weight, hessian, mask)
+    check_choice("obs_prune", weight.shape[-1], sparsity, pattern, block_size, damping, mask=mask)
     return (
         weight.new_empty(weight.shape),
         weight.new_empty(weight.shape, dtype=torch.bool),

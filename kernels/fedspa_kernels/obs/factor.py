@@ -1,71 +1,133 @@
 """The triangular factor of SparseGPT, by one Cholesky instead of Cholesky, inverse, Cholesky."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from fedspa_kernels.checks import examine
 from fedspa_kernels.obs.values import check_finite
+
+# The compiled kernels of a CPU factor in panels of so many columns, as wide as the sweep's blocks.
+PANEL = 128
 
 
 class Factor(NamedTuple):
     """H~ = hessian + damp·I = L·Lᵀ of every matrix in a stack.
 
-    upper: (matrices, cols, cols), L, upper triangular
-    damp:  (matrices,)
-    dead:  (matrices, cols) bool, where the hessian's diagonal is 0
+    upper:    (matrices, cols, cols), L, upper triangular; what is below the diagonal is nothing
+    inverses: (panels, matrices, PANEL, PANEL), the inverse of L's diagonal blocks, the last one
+              padded with the identity; None where the library factored the whole
+    damp:     (matrices,)
+    dead:     (matrices, cols) bool, where the hessian's diagonal is 0
     """
 
     upper: Tensor
+    inverses: Tensor | None
     damp: Tensor
     dead: Tensor
 
 
-def damped_factor(hessians: Tensor, damping: float, names: list[str]) -> Factor:
+# Factors what a stack of hessians, with damp on the diagonal, is: `whole`, or `by_panels`.
+Method = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor | None, Tensor]]
+
+
+def damped_factor(
+    hessians: Tensor, damping: float, names: list[str], method: Method | None = None
+) -> Factor:
     """Factor H~ = hessian + d·I = L·Lᵀ, d = damping·mean of the non-zero diagonal.
 
     hessians: (matrices, cols, cols), the upper triangles are read and nothing is written
     names:    what an error calls each of them
+    method:   `whole`, if none is given
     raises:   ValueError where a value is not finite, the diagonal is zero, or H~ is not positive
               definite
     """
     diagonals = hessians.diagonal(dim1=-2, dim2=-1)
     dead = diagonals == 0
     live = (~dead).sum(-1)
-    for hessian, name, count in zip(hessians, names, live.tolist(), strict=True):
-        if not count:
-            raise ValueError(
-                f"obs_prune: the diagonal of {name} is zero, no calibration samples were "
-                "accumulated; call accumulate_hessian_ first"
-            )
-        if count < hessian.shape[-1]:
-            _check_dead(hessian, name)
     damp = damping * (diagonals.sum(-1) / live)
-    # As column-major matrices, which the library would otherwise make of them.
-    lower, info = torch.linalg.cholesky_ex(_flipped(hessians, damp, dead).mT, upper=True)
-    lower = lower.mT
+    upper, inverses, failed = (method or whole)(hessians, damp, dead)
     # NaN compares false, so a pivot must be positive to pass.
-    passed = (lower.diagonal(dim1=-2, dim2=-1) > 0).all(-1) & (info == 0)
-    for index, good in enumerate(passed.tolist()):
-        if not good:
-            _explain(hessians, damp, dead, index, int(info[index]), damping, names[index])
-    return Factor(_reversed(lower), damp, dead)
+    passed = (upper.diagonal(dim1=-2, dim2=-1) > 0).all(-1) & (failed == 0)
+    # Dead columns are looked at more closely; most are harmless.
+    examine(
+        ~passed | (live < hessians.shape[-1]),
+        lambda: _check(hessians, damp, dead, passed, damping, names),
+    )
+    return Factor(upper, inverses, damp, dead)
 
 
-def inverse_blocks(upper: Tensor, blocks: list[slice]) -> Tensor:
+def whole(hessians: Tensor, damp: Tensor, dead: Tensor) -> tuple[Tensor, None, Tensor]:
+    """Return L from the library's Cholesky, and what is not 0 where there is none."""
+    # As column-major matrices, which the library would otherwise make of them.
+    lower, failed = torch.linalg.cholesky_ex(_flipped(hessians, damp, dead).mT, upper=True)
+    return _reversed(lower.mT), None, failed
+
+
+def by_panels(
+    kernels: Any, hessians: Tensor, damp: Tensor, dead: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return L, the inverses of its diagonal blocks, and what is not 0 where there is no L.
+
+    From right to left: with what lies right of a panel [b, e) done, its columns of H~ less
+    L[:, e:]·L[b:e, e:]ᵀ are L[:, b:e]·L_BBᵀ, where L_BB comes from the diagonal block, and the rest
+    from a product with its inverse. So nearly all work is in products, which run at more than twice
+    the rate of a CPU library's Cholesky.
+
+    kernels: with factor_block_(block, damp, dead, upper, inverse, failed) of obs/factor.cpp
+    """
+    matrices, cols = hessians.shape[:2]
+    panels = _panels(cols)
+    width = panels[0].stop
+    hessians = hessians.contiguous()
+    upper = torch.empty_like(hessians)
+    inverses = torch.eye(width).repeat(len(panels), matrices, 1, 1)
+    failed = torch.zeros(matrices, dtype=torch.int32)
+    for panel, inverse in reversed(list(zip(panels, inverses, strict=True))):
+        begin, end = panel.start, panel.stop
+        inverse = inverse[:, : end - begin, : end - begin]
+        rest = hessians[:, :end, panel]
+        if end < cols:
+            rest = product(upper[:, :end, end:], upper[:, panel, end:].mT, plus=rest, sign=-1)
+        block = rest[:, begin:]
+        kernels.factor_block_(block, damp, dead[:, panel], upper[:, panel, panel], inverse, failed)
+        if begin:
+            upper[:, :begin, panel] = product(rest[:, :begin], inverse.mT)
+    return upper, inverses, failed
+
+
+def inverse_blocks(factor: Factor, blocks: list[slice]) -> Tensor:
     """Invert diagonal blocks of upper triangular factors, in one batched call.
 
-    upper:   (matrices, cols, cols)
     blocks:  columns, of at most so many as the first one
     returns: (blocks, matrices, width, width); narrower blocks are padded with the identity
     """
-    width = blocks[0].stop - blocks[0].start
+    upper, width = factor.upper, blocks[0].stop - blocks[0].start
+    if factor.inverses is not None and blocks == _panels(upper.shape[-1]):
+        return factor.inverses
     identity = torch.eye(width, dtype=upper.dtype, device=upper.device)
     triangles = identity.repeat(len(blocks), len(upper), 1, 1)
     for triangle, block in zip(triangles, blocks, strict=True):
         size = block.stop - block.start
         triangle[:, :size, :size] = upper[:, block, block]
     return torch.linalg.solve_triangular(triangles, identity, upper=True)
+
+
+def _panels(cols: int) -> list[slice]:
+    return [slice(begin, min(begin + PANEL, cols)) for begin in range(0, cols, PANEL)]
+
+
+def product(left: Tensor, right: Tensor, plus: Tensor | None = None, sign: int = 1) -> Tensor:
+    """Multiply two stacks; a stack of one as matrices, which every device does best."""
+    if len(left) == 1:
+        if plus is None:
+            return torch.mm(left[0], right[0]).unsqueeze(0)
+        return torch.addmm(plus[0], left[0], right[0], alpha=sign).unsqueeze(0)
+    if plus is None:
+        return torch.bmm(left, right)
+    return torch.baddbmm(plus, left, right, alpha=sign)
 
 
 def _flipped(hessians: Tensor, damp: Tensor, dead: Tensor) -> Tensor:
@@ -84,6 +146,29 @@ def _reversed(matrices: Tensor) -> Tensor:
     return matrices.reshape(len(matrices), -1).flip(-1).view(matrices.shape)
 
 
+def _check(
+    hessians: Tensor,
+    damp: Tensor,
+    dead: Tensor,
+    passed: Tensor,
+    damping: float,
+    names: list[str],
+) -> None:
+    """Raise for the first matrix with a fault; one with dead columns may have none."""
+    for index, name in enumerate(names):
+        live = int((~dead[index]).sum())
+        if not live:
+            raise ValueError(
+                f"obs_prune: the diagonal of {name} is zero, no calibration samples were "
+                "accumulated; call accumulate_hessian_ first"
+            )
+        if live < hessians.shape[-1]:
+            _check_dead(hessians[index], name)
+        if not passed[index]:
+            one = slice(index, index + 1)
+            _explain(hessians[one], damp[one], dead[one], damping, name)
+
+
 def _check_dead(hessian: Tensor, name: str) -> None:
     # No sum of x·xᵀ looks like this, and setting such a column to 0 would disturb the others.
     dead = hessian.diagonal() == 0
@@ -96,20 +181,13 @@ def _check_dead(hessian: Tensor, name: str) -> None:
         )
 
 
-def _explain(
-    hessians: Tensor,
-    damp: Tensor,
-    dead: Tensor,
-    index: int,
-    info: int,
-    damping: float,
-    name: str,
-) -> None:
-    """Raise for a matrix whose Cholesky stopped at the pivot `info`, counted from 1."""
-    one = slice(index, index + 1)
-    check_finite(name, hessians[index].triu())
-    flipped = _flipped(hessians[one], damp[one], dead[one])[0]
-    at = max(info, 1) - 1
+def _explain(hessian: Tensor, damp: Tensor, dead: Tensor, damping: float, name: str) -> None:
+    """Raise for a matrix (1, cols, cols) that has no Cholesky factor, naming the pivot."""
+    check_finite(name, hessian.triu())
+    flipped = _flipped(hessian, damp, dead)[0]
+    lower, info = torch.linalg.cholesky_ex(flipped.mT, upper=True)
+    # Rounding may let the whole pass where the panels did not: then the smallest pivot is to blame.
+    at = int(info) - 1 if int(info) else int(lower.diagonal().argmin())
     raise ValueError(
         f"obs_prune: {name} is not positive definite after damping {damping} "
         f"(pivot {_pivot(flipped, at):.1e} at column {len(flipped) - 1 - at}); "

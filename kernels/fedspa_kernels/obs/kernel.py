@@ -28,9 +28,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fedspa_kernels.checks import refuse
 from fedspa_kernels.counts import at_most
 from fedspa_kernels.dispatch import takes_no_float64
-from fedspa_kernels.obs.factor import Factor, damped_factor, inverse_blocks
+from fedspa_kernels.obs.factor import (
+    Factor,
+    by_panels,
+    damped_factor,
+    inverse_blocks,
+    product,
+    whole,
+)
 from fedspa_kernels.obs.values import check_finite
 
 WIDEST = 128
@@ -49,15 +57,29 @@ class Choice(NamedTuple):
     block_size: int
 
 
-class Sweep(NamedTuple):
-    """The matrices (matrices, rows, cols) of one call: what is read and what is written."""
+class Part(NamedTuple):
+    """A stack of matrices (matrices, rows, cols) whose scores compete within each, with results.
+
+    Of several parts the rows of `change` and `loss` lie one after the other in `Sweep.change`.
+    """
 
     weight: Tensor
-    factor: Factor
     pruned: Tensor
     kept: Tensor
     change: Tensor
     loss: Tensor
+    rows: slice
+
+
+class Sweep(NamedTuple):
+    """One sweep over the columns of all parts, which share their hessians.
+
+    change: (matrices, rows of all parts, cols) float32, as in obs_prune_block_
+    """
+
+    factor: Factor
+    parts: list[Part]
+    change: Tensor
     invalid: Tensor
 
 
@@ -80,30 +102,82 @@ def obs_prune(
     damping: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Factor every hessian, and sweep over the columns, block by block."""
-    rows, cols = weight.shape[-2:]
-    matrices = math.prod(weight.shape[:-2])
-    shape = (matrices, rows, cols)
-    pruned = weight.new_empty(shape)
-    kept = pruned.new_empty(shape, dtype=torch.bool)
-    loss = pruned.new_zeros(shape[:-1], dtype=torch.float32)
-    if mask is not None:
-        kept.copy_(mask.reshape(shape))
-    if hessian.numel():
-        factor = damped_factor(hessian.reshape(matrices, cols, cols), damping, _names(hessian))
-    if pruned.numel():
-        sweep = Sweep(
-            weight.reshape(shape).contiguous(),
-            factor,
-            pruned,
-            kept,
-            torch.empty_like(pruned, dtype=torch.float32),
-            loss,
-            pruned.new_zeros(1, dtype=torch.int32),
-        )
-        _run(kernels, sweep, Choice(sparsity, pattern, block_size))
-        if sweep.invalid.item():
-            check_finite("weight", weight)
+    shape = (math.prod(weight.shape[:-2]), *weight.shape[-2:])
+    masks = None if mask is None else [mask.reshape(shape)]
+    choice = Choice(sparsity, pattern, block_size)
+    hessians = hessian.reshape(shape[0], *hessian.shape[-2:])
+    ((pruned, kept, loss),) = _prune(
+        kernels, [weight.reshape(shape)], hessians, masks, choice, damping, _names(hessian)
+    )
     return pruned.view(weight.shape), kept.view(weight.shape), loss.view(weight.shape[:-1])
+
+
+def obs_prune_shared(
+    kernels: Any,
+    weights: list[Tensor],
+    hessian: Tensor,
+    sparsity: float | None,
+    pattern: tuple[int, int] | None,
+    masks: list[Tensor] | None,
+    block_size: int,
+    damping: float,
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Factor the hessian once, and sweep over the columns of all weights together."""
+    stacked = None if masks is None else [mask.unsqueeze(0) for mask in masks]
+    results = _prune(
+        kernels,
+        [weight.unsqueeze(0) for weight in weights],
+        hessian.unsqueeze(0),
+        stacked,
+        Choice(sparsity, pattern, block_size),
+        damping,
+        ["hessian"],
+    )
+    pruned, kept, loss = ([tensor[0] for tensor in column] for column in zip(*results, strict=True))
+    return pruned, kept, loss
+
+
+def _prune(
+    kernels: Any,
+    weights: list[Tensor],
+    hessians: Tensor,
+    masks: list[Tensor] | None,
+    choice: Choice,
+    damping: float,
+    names: list[str],
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Prune stacks (matrices, rows, cols) that share their hessians (matrices, cols, cols)."""
+    matrices, cols = hessians.shape[:2]
+    rows = sum(weight.shape[1] for weight in weights)
+    change = weights[0].new_empty((matrices, rows, cols), dtype=torch.float32)
+    parts: list[Part] = []
+    begin = 0
+    for weight in weights:
+        end = begin + weight.shape[1]
+        kept = torch.empty_like(weight, dtype=torch.bool, memory_format=torch.contiguous_format)
+        loss = weight.new_zeros(weight.shape[:-1], dtype=torch.float32)
+        if masks is not None:
+            kept.copy_(masks[len(parts)])
+        pruned = torch.empty_like(weight, memory_format=torch.contiguous_format)
+        there = slice(begin, end)
+        parts.append(Part(weight.contiguous(), pruned, kept, change[:, there], loss, there))
+        begin = end
+    if hessians.numel():
+        # Interpreted kernels, which only tests run on a CPU, leave the factor to the library.
+        native = hessians.device.type == "cpu" and hasattr(kernels, "factor_block_")
+        method = partial(by_panels, kernels) if native else whole
+        factor = damped_factor(hessians, damping, names, method)
+    if change.numel():
+        invalid = change.new_zeros(1, dtype=torch.int32)
+        full = [part for part in parts if part.weight.numel()]
+        _run(kernels, Sweep(factor, full, change, invalid), choice)
+        refuse(invalid, lambda: _check_weights(weights))
+    return [(part.pruned, part.kept, part.loss) for part in parts]
+
+
+def _check_weights(weights: list[Tensor]) -> None:
+    for index, weight in enumerate(weights):
+        check_finite("weight" if len(weights) == 1 else f"weight {index}", weight)
 
 
 def _run(kernels: Any, sweep: Sweep, choice: Choice) -> None:
@@ -111,72 +185,75 @@ def _run(kernels: Any, sweep: Sweep, choice: Choice) -> None:
 
     With E = W - Ŵ a block B = [i, j) starts from W_B + (E[:, :i] · L[:i, B]) · L_BB⁻¹.
     """
-    rows, cols = sweep.weight.shape[-2:]
     upper, change = sweep.factor.upper, sweep.change
-    panels = _panels(cols, choice)
-    inverses = iter(inverse_blocks(upper, [block for panel in panels for block in panel]))
+    panels = _panels(change.shape[-1], choice)
+    inverses = iter(inverse_blocks(sweep.factor, [block for panel in panels for block in panel]))
     for panel in panels:
         begin, end = panel[0].start, panel[-1].stop
         far = None
         if begin:
-            far = _product(change[..., :begin], upper[:, :begin, begin:end])
+            far = product(change[..., :begin], upper[:, :begin, begin:end])
         if _is_wide(choice):
-            _select(kernels, sweep, slice(begin, end), far, choice)
+            for part in sweep.parts:
+                _select(kernels, sweep.factor, part, slice(begin, end), far, choice)
         for block in panel:
             inverse = next(inverses)[:, : block.stop - block.start, : block.stop - block.start]
             update = None if far is None else far[..., block.start - begin : block.stop - begin]
             if block.start > begin:
                 near = slice(begin, block.start)
-                update = _product(change[..., near], upper[:, near, block], plus=update)
+                update = product(change[..., near], upper[:, near, block], plus=update)
             if update is not None:
-                update = _product(update, inverse)
-            count = -1
-            if choice.sparsity is not None and not _is_wide(choice):
-                count = at_most(rows * (block.stop - block.start), choice.sparsity)
-            _prune_block(kernels, sweep, block, update, inverse.contiguous(), count, choice)
+                update = product(update, inverse)
+            inverse = inverse.contiguous()
+            for part in sweep.parts:
+                _prune_block(kernels, sweep, part, block, update, inverse, choice)
 
 
 def _prune_block(
     kernels: Any,
     sweep: Sweep,
+    part: Part,
     block: slice,
     update: Tensor | None,
     inverse: Tensor,
-    count: int,
     choice: Choice,
 ) -> None:
-    upper, damp, dead = sweep.factor
+    upper, _, damp, dead = sweep.factor
+    count = -1
+    if choice.sparsity is not None and not _is_wide(choice):
+        count = at_most(part.weight.shape[1] * (block.stop - block.start), choice.sparsity)
     kernels.obs_prune_block_(
-        sweep.weight[..., block],
-        update,
+        part.weight[..., block],
+        None if update is None else update[:, part.rows].contiguous(),
         upper.diagonal(dim1=-2, dim2=-1)[:, block].contiguous(),
         dead[:, block].contiguous(),
         damp,
         inverse,
         count,
         *(choice.pattern or (0, 0)),
-        sweep.pruned[..., block],
-        sweep.kept[..., block],
-        sweep.change[..., block],
-        sweep.loss,
+        part.pruned[..., block],
+        part.kept[..., block],
+        part.change[..., block],
+        part.loss,
         sweep.invalid,
     )
 
 
 def _select(
-    kernels: Any, sweep: Sweep, block: slice, errors: Tensor | None, choice: Choice
+    kernels: Any, factor: Factor, part: Part, block: slice, errors: Tensor | None, choice: Choice
 ) -> None:
     """Fill `kept` of a block that is wider than the kernel's, from the start values."""
-    upper, _, dead = sweep.factor
-    triangle = upper[:, block, block]
-    start = sweep.weight[..., block].float().masked_fill(dead[:, None, block], 0)
+    triangle = factor.upper[:, block, block]
+    start = part.weight[..., block].float().masked_fill(factor.dead[:, None, block], 0)
     if errors is not None:
-        start += torch.linalg.solve_triangular(triangle, errors, upper=True, left=False)
+        start += torch.linalg.solve_triangular(
+            triangle, errors[:, part.rows], upper=True, left=False
+        )
     scores = start.mul_(triangle.diagonal(dim1=-2, dim2=-1).unsqueeze(1)).abs_()
     count = at_most(scores[0].numel(), choice.sparsity or 0.0)
     # A weight that is not finite makes NaN here; the block's kernel finds it in the weight itself.
     goes, _ = kernels.smallest_mask(scores.nan_to_num_().flatten(1), count)
-    sweep.kept[..., block] = ~goes.view(scores.shape)
+    part.kept[..., block] = ~goes.view(scores.shape)
 
 
 def _is_wide(choice: Choice) -> bool:
@@ -199,14 +276,6 @@ def _panels(cols: int, choice: Choice) -> list[list[slice]]:
         ]
         for begin in range(0, cols, panel)
     ]
-
-
-def _product(left: Tensor, right: Tensor, plus: Tensor | None = None) -> Tensor:
-    """Multiply two stacks; a stack of one as matrices, which every device does best."""
-    if len(left) == 1:
-        product = torch.mm if plus is None else partial(torch.addmm, plus[0])
-        return product(left[0], right[0]).unsqueeze(0)
-    return torch.bmm(left, right) if plus is None else torch.baddbmm(plus, left, right)
 
 
 def _names(hessian: Tensor) -> list[str]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fedspa_kernels.counts import at_most
-from fedspa_kernels.obs.factor import damped_factor, inverse_blocks
+from fedspa_kernels.obs.factor import Factor, damped_factor, inverse_blocks
 from fedspa_kernels.selection.reference import smallest_mask
 
 
@@ -36,9 +36,8 @@ def obs_prune(
         return pruned, kept, loss
     for index in product(*map(range, weight.shape[:-2])):
         name = f"hessian {list(index)}" if index else "hessian"
-        (factor,), (damp,), (dead,) = damped_factor(
-            hessian[index].to(exact).unsqueeze(0), damping, [name]
-        )
+        factor = damped_factor(hessian[index].to(exact).unsqueeze(0), damping, [name])
+        damp, dead = factor.damp[0], factor.dead[0]
         given = None if mask is None else mask[index]
         # A clone, since a transposed single row or column would still be the caller's tensor.
         columns = weight[index].to(exact).T.clone(memory_format=torch.contiguous_format)
@@ -52,7 +51,7 @@ def obs_prune(
 def _sweep(
     columns: Tensor,
     kept: Tensor,
-    factor: Tensor,
+    factor: Factor,
     sparsity: float | None,
     pattern: tuple[int, int] | None,
     mask: Tensor | None,
@@ -62,15 +61,16 @@ def _sweep(
     cols, rows = columns.shape
     block_size = min(block_size, cols)
     blocks = [slice(i, min(i + block_size, cols)) for i in range(0, cols, block_size)]
-    inverses = inverse_blocks(factor.unsqueeze(0), blocks)
-    pivots = factor.diagonal().unsqueeze(1)
+    inverses = inverse_blocks(factor, blocks)
+    upper = factor.upper[0]
+    pivots = upper.diagonal().unsqueeze(1)
     change = torch.zeros_like(columns)
     loss = columns.new_zeros(rows)
     for (inverse,), block in zip(inverses, blocks, strict=True):
         done, width = slice(block.start), block.stop - block.start
         weights, scale, inverse = columns[block], pivots[block], inverse[:width, :width]
         before = weights.clone()
-        weights.addmm_(inverse.T, factor[done, block].T @ change[done])
+        weights.addmm_(inverse.T, upper[done, block].T @ change[done])
         if mask is not None:
             pruned = ~mask[:, block].T
         elif sparsity is not None:

@@ -6,16 +6,17 @@ smallest_mask(scores, k) -> (mask, invalid)
     invalid: (1,) int32, not 0 where a score is NaN; the mask is then nothing
 """
 
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
+from fedspa_kernels.checks import refuse
 from fedspa_kernels.selection.values import check_scores
 
 
 def smallest_mask(kernels: Any, scores: Tensor, k: int) -> Tensor:
     """Select, and refuse what the kernel has found to be NaN."""
     mask, invalid = kernels.smallest_mask(scores.contiguous(), k)
-    if invalid.item():
-        check_scores(scores)
+    refuse(invalid, partial(check_scores, scores))
     return mask

@@ -15,10 +15,12 @@ wanda_prune(weight, norms, norms_of_rows, of, count) -> (pruned, mask, invalid)
     invalid: also where a weight is not finite
 """
 
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
+from fedspa_kernels.checks import refuse
 from fedspa_kernels.counts import at_most, of_group
 from fedspa_kernels.wanda.values import check_norms, check_weight
 
@@ -26,8 +28,7 @@ from fedspa_kernels.wanda.values import check_norms, check_weight
 def wanda_scores(kernels: Any, weight: Tensor, norms: Tensor) -> Tensor:
     """Score, and refuse what the kernel has found to be no norm."""
     scores, invalid = kernels.wanda_scores(weight.contiguous(), norms.float().contiguous())
-    if invalid.item():
-        check_norms("wanda_scores", norms)
+    refuse(invalid, partial(check_norms, "wanda_scores", norms))
     return scores
 
 
@@ -50,7 +51,10 @@ def wanda_prune(
     pruned, mask, invalid = kernels.wanda_prune(
         entries, norms.float().contiguous(), of_columns, of, count
     )
-    if invalid.item():
-        check_norms("wanda_prune", norms)
-        check_weight(weight)
+    refuse(invalid, partial(_explain, weight, norms))
     return (pruned.T.contiguous(), mask.T.contiguous()) if of_columns else (pruned, mask)
+
+
+def _explain(weight: Tensor, norms: Tensor) -> None:
+    check_norms("wanda_prune", norms)
+    check_weight(weight)
