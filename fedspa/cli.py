@@ -108,7 +108,7 @@ _method = _options(
     click.option("--message-dtype", type=click.Choice(MESSAGE_DTYPES), help="Weights in messages."),
     click.option("--block-size", type=COUNT, default=128, help="SparseGPT's columns."),
     click.option("--damping", default=0.01, help="SparseGPT's damping."),
-    click.option("--batch-size", type=COUNT, default=1, help="Windows in a forward pass."),
+    click.option("--batch-size", type=COUNT, help="Windows in a forward pass; else by the device."),
 )
 
 
@@ -198,7 +198,7 @@ def prune(model: str, client: tuple[str, ...], out: Path, **options: Any) -> Non
 )
 @click.option("--seqlen", type=COUNT, default=2048, help="Tokens of a window.")
 @click.option("--max-windows", type=COUNT, help="At most that many windows of each text.")
-@click.option("--batch-size", type=COUNT, default=1, help="Windows in a forward pass.")
+@click.option("--batch-size", type=COUNT, help="Windows in a forward pass; else by the device.")
 @click.option("--field", default="text", help="Where records hold their text.")
 @_common
 def evaluate(model: str, text: tuple[str, ...], seqlen: int, **options: Any) -> None:
@@ -207,7 +207,7 @@ def evaluate(model: str, text: tuple[str, ...], seqlen: int, **options: Any) -> 
     loaded = _load(model, options)
     heldout = config.cut(loaded, texts, seqlen, options["max_windows"])
     batch = options["batch_size"]
-    steps = sum(-(-len(windows) // batch) for windows in heldout.values())
+    steps = sum(len(windows) for windows in heldout.values())
     with progress_bar("evaluating", steps, _progress(options)) as advance:
         step = partial(advance, model)
         found = domain_perplexity(loaded.model, heldout, batch_size=batch, advance=step)

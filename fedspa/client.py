@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,9 +13,11 @@ from torch import Tensor, nn
 
 from fedspa.messages import BlockMessage, pack_layer
 from fedspa.model import linear_layers, weight_of
-from fedspa.pruners import Pruner
+from fedspa.pruners import Pruner, SharingPruner
 from fedspa.settings import Target
 from fedspa.walk import Stream, run_block
+from fedspa_kernels import Pruned
+from fedspa_kernels.checks import about, refuse, together
 
 
 @dataclass(frozen=True)
@@ -53,27 +57,35 @@ def calibrate(
     if not pruner.needs_inputs:
         return {}
     layers = linear_layers(block)
-    gatherer = _Gatherer(pruner)
+    gatherer = _Gatherer(pruner, list(layers))
     handles = [
         layer.register_forward_pre_hook(gatherer.hook(name)) for name, layer in layers.items()
     ]
     try:
         for inputs in stream.inputs(task.block):
-            run_block(block, *inputs)
+            with suppress(_AllGathered):
+                run_block(block, *inputs)
             gatherer.end_batch()
     finally:
         for handle in handles:
             handle.remove()
-    where = f"client {client!r}, layer {task.name}."
-    for name in layers:
-        if name not in gatherer.leaders:
-            raise ValueError(f"{where}{name}: no calibration token reached it; add samples")
-        if not bool(gatherer.statistic(name).isfinite().all()):
-            raise ValueError(
-                f"{where}{name}: its activations are NaN, infinite or overflow; check the "
-                f"client's text, or load the model with dtype float32"
-            )
+    with together():
+        for name in layers:
+            where = f"client {client!r}, layer {task.name}.{name}"
+            if name not in gatherer.leaders:
+                raise ValueError(f"{where}: no calibration token reached it; add samples")
+            if gatherer.leaders[name] == name:
+                # NaN goes through both, and nothing of the statistic's size is written.
+                extremes = torch.stack(gatherer.statistic(name).aminmax())
+                refuse(~extremes.isfinite(), partial(_explain_infinite, where))
     return {name: gatherer.statistic(name) for name in layers}
+
+
+def _explain_infinite(where: str) -> None:
+    raise ValueError(
+        f"{where}: its activations are NaN, infinite or overflow; check the client's text, or load "
+        f"the model with dtype float32"
+    )
 
 
 @torch.no_grad()
@@ -87,26 +99,73 @@ def prune(
 ) -> LocalResult:
     """Prune a block's layers with their statistics; the block itself is left as it is.
 
-    samples: the calibration windows behind the statistics.
+    samples: the calibration windows behind the statistics; layers with the very same statistic
+        are given to a pruner together that can take them so.
     Raises ValueError naming the client and the layer where the pruner cannot work.
     """
-    layers, weights, loss = {}, {}, 0.0
-    for name, layer in linear_layers(block).items():
-        support = None if task.support is None else task.support[name]
-        try:
-            pruned = pruner.prune(weight_of(layer), statistics.get(name), task.target, support)
-            layers[name] = pack_layer(
-                pruned.weight, pruned.mask, task.message_dtype, task.mask_only
-            )
-        except ValueError as error:
-            raise ValueError(
-                f"client {client!r}, layer {task.name}.{name}, {samples} calibration windows: "
-                f"{error}"
-            ) from error
-        weights[name] = pruned.weight
-        loss += 0.0 if pruned.loss is None else float(pruned.loss.sum())
-    message = BlockMessage(client, task.round, task.block, samples, layers)
-    return LocalResult(message, weights, loss)
+    layers = {name: weight_of(layer) for name, layer in linear_layers(block).items()}
+    pruned: dict[str, Pruned] = {}
+
+    def where(names: Sequence[str]) -> str:
+        which = " and ".join(f"{task.name}.{name}" for name in names)
+        return f"client {client!r}, layer {which}, {samples} calibration windows: "
+
+    # A GPU is waited for twice a block, whatever the number of its layers.
+    with together():
+        for names in _sharing(list(layers), statistics, pruner):
+            with about(where(names)):
+                pruned |= _prune_sharing(names, layers, statistics, task, pruner)
+        kept, losses = _count([pruned[name] for name in layers])
+        packed = {}
+        for name, count in zip(layers, kept, strict=True):
+            weight, mask, _ = pruned[name]
+            with about(where([name])):
+                packed[name] = pack_layer(weight, mask, task.message_dtype, task.mask_only, count)
+    message = BlockMessage(client, task.round, task.block, samples, packed)
+    return LocalResult(message, {name: pruned[name].weight for name in layers}, sum(losses))
+
+
+def _sharing(
+    names: Sequence[str], statistics: Mapping[str, Tensor], pruner: Pruner
+) -> list[list[str]]:
+    """Layers that the pruner takes in one call: of one statistic, where it has `prune_shared`."""
+    if not isinstance(pruner, SharingPruner):
+        return [[name] for name in names]
+    groups: dict[int | str, list[str]] = {}
+    for name in names:
+        key = id(statistics[name]) if name in statistics else name
+        groups.setdefault(key, []).append(name)
+    return list(groups.values())
+
+
+def _prune_sharing(
+    names: Sequence[str],
+    layers: Mapping[str, Tensor],
+    statistics: Mapping[str, Tensor],
+    task: BlockTask,
+    pruner: Pruner,
+) -> dict[str, Pruned]:
+    """Prune one layer, or those that share a statistic."""
+    statistic = statistics.get(names[0])
+    supports = None if task.support is None else [task.support[name] for name in names]
+    if isinstance(pruner, SharingPruner):
+        weights = [layers[name] for name in names]
+        results = pruner.prune_shared(weights, statistic, task.target, supports)
+        return dict(zip(names, results, strict=True))
+    (name,) = names
+    support = None if supports is None else supports[0]
+    return {name: pruner.prune(layers[name], statistic, task.target, support)}
+
+
+def _count(results: Sequence[Pruned]) -> tuple[list[int], list[float]]:
+    """How many weights each result keeps, and its loss (0 where it has none), in one transfer."""
+    numbers = []
+    for _, mask, loss in results:
+        # Every count that memory can hold is exact in float64.
+        total = mask.new_zeros((), dtype=torch.float64) if loss is None else loss.sum().double()
+        numbers.append(torch.stack([mask.sum().double(), total]))
+    pairs = torch.stack(numbers).tolist()
+    return [int(kept) for kept, _ in pairs], [loss for _, loss in pairs]
 
 
 @torch.no_grad()
@@ -115,11 +174,19 @@ def propagate(block: nn.Module, stream: Stream, block_index: int) -> None:
     stream.hidden = [run_block(block, *inputs) for inputs in stream.inputs(block_index)]
 
 
+class _AllGathered(Exception):
+    """Ends a block's forward pass, of which no layer is left to gather for."""
+
+
 class _Gatherer:
     """Statistics that layers with the very same input share, as q, k and v do: one for each."""
 
-    def __init__(self, pruner: Pruner) -> None:
+    def __init__(self, pruner: Pruner, layers: Sequence[str]) -> None:
         self.pruner = pruner
+        self.layers = sorted(layers)
+        # Whether the first batch called every layer once; None before it ended.
+        self._each_once: bool | None = None
+        self._called: list[str] = []
         self.leaders: dict[str, str] = {}
         self._statistics: dict[str, Tensor] = {}
         # The tensors themselves are held: a freed one's id could come back as another's.
@@ -134,11 +201,18 @@ class _Gatherer:
             if self.leaders.setdefault(name, first) == name:
                 rows = inputs.reshape(-1, inputs.shape[-1])
                 self._statistics[name] = self.pruner.gather(self._statistics.get(name), rows)
+            self._called.append(name)
+            # The product of the last layer, and what follows it, are of no use here.
+            if self._each_once and len(self._called) == len(self.layers):
+                raise _AllGathered
 
         return gather
 
     def end_batch(self) -> None:
         """Forget the batch's inputs."""
+        if self._each_once is None:
+            self._each_once = sorted(self._called) == self.layers
+        self._called.clear()
         self._seen.clear()
 
     def statistic(self, name: str) -> Tensor:

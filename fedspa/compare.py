@@ -15,7 +15,7 @@ from fedspa.evaluate import check_windows, domain_perplexity
 from fedspa.messages import BlockMessage, LayerMessage
 from fedspa.model import decoder_blocks, layer_weights, set_weights
 from fedspa.progress import progress_bar
-from fedspa.report import Method, Report, peak_memory
+from fedspa.report import Method, Report, peak_gpu_memory, peak_memory
 from fedspa.run import federate
 from fedspa.server import BlockAggregation, pack_block
 from fedspa.settings import Settings, round_target
@@ -87,6 +87,7 @@ def compare(
         result=result.name,
         seconds=report.seconds | seconds,
         peak_memory=peak_memory(),
+        peak_gpu_memory=peak_gpu_memory(),
     )
 
 

@@ -48,6 +48,13 @@ def peak_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def peak_gpu_memory() -> int:
+    """Bytes that this process has held at most in tensors on a GPU, of several the fullest's."""
+    if not torch.cuda.is_initialized():
+        return 0
+    return max(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count()))
+
+
 def _processor() -> str:
     listing = Path("/proc/cpuinfo")
     if listing.is_file():

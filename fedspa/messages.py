@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from fedspa_kernels import Compressed, compress, decompress, pack_mask, unpack_mask
+from fedspa_kernels.checks import refuse
 
 
 @dataclass(frozen=True)
@@ -16,11 +18,13 @@ class LayerMessage:
 
     bits: (rows, ceil(cols / 8)) uint8, the mask, eight positions a byte, True = kept.
     values: (kept,) the kept weights in row-major order, or None where the mask alone travels.
+    kept: how many weights are kept, where the maker of a mask alone knew it; it does not travel.
     """
 
     shape: tuple[int, int]
     bits: Tensor
     values: Tensor | None
+    kept: int | None = None
 
     @property
     def nbytes(self) -> int:
@@ -30,7 +34,9 @@ class LayerMessage:
     @property
     def pruned(self) -> int:
         """How many of its weights are pruned."""
-        kept = int(self.mask().sum()) if self.values is None else self.values.numel()
+        kept = self.kept if self.values is None else self.values.numel()
+        if kept is None:
+            kept = int(self.mask().sum())
         return self.shape[0] * self.shape[1] - kept
 
     def mask(self) -> Tensor:
@@ -65,16 +71,27 @@ class BlockMessage:
 
 
 def pack_layer(
-    weight: Tensor, mask: Tensor, dtype: torch.dtype | None, mask_only: bool
+    weight: Tensor,
+    mask: Tensor,
+    dtype: torch.dtype | None,
+    mask_only: bool,
+    kept: int | None = None,
 ) -> LayerMessage:
-    """A weight and its mask, both (rows, cols), as a message; dtype None keeps the weight's."""
+    """A weight and its mask, both (rows, cols), as a message; dtype None keeps the weight's.
+
+    kept: how many weights the mask keeps, where the caller knows it: no device is waited for then.
+    """
     shape = (weight.shape[0], weight.shape[1])
     if mask_only:
-        return LayerMessage(shape, pack_mask(mask), None)
-    packed = compress(weight if dtype is None else weight.to(dtype), mask)
-    if dtype == torch.float16 and bool(packed.values.isinf().any()):
-        raise ValueError(
-            f"a weight of magnitude {float(weight.abs().max()):.3g} does not fit into messages of "
-            f"float16; use message_dtype bfloat16 or float32"
-        )
-    return LayerMessage(shape, packed.bits, packed.values)
+        return LayerMessage(shape, pack_mask(mask), None, kept)
+    packed = compress(weight if dtype is None else weight.to(dtype), mask, kept=kept)
+    if dtype == torch.float16:
+        refuse(packed.values.isinf().any(), partial(_explain_overflow, weight))
+    return LayerMessage(shape, packed.bits, packed.values, packed.values.numel())
+
+
+def _explain_overflow(weight: Tensor) -> None:
+    raise ValueError(
+        f"a weight of magnitude {float(weight.abs().max()):.3g} does not fit into messages of "
+        f"float16; use message_dtype bfloat16 or float32"
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
+
+from fedspa.gguf_file import read_gguf
+from fedspa_kernels.checks import refuse, together
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 
@@ -36,7 +40,9 @@ def load(source: str | Path, *, dtype: str = "auto", device: str = "cpu") -> Loa
     check_device(device)
     path = Path(source)
     if path.suffix == ".gguf":
-        return _load_gguf(path, dtype, device)
+        wanted = torch.float32 if dtype == "auto" else getattr(torch, dtype)
+        model, tokenizer = read_gguf(path, wanted)
+        return Loaded(model.to(device).eval(), tokenizer, path.stem)
     if path.is_dir() and not (path / "config.json").is_file():
         raise ValueError(
             f"model: {path} holds no config.json, so it is not a Hugging Face checkpoint; name "
@@ -97,32 +103,6 @@ def check_device(device: str) -> None:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise RuntimeError(f"device {device!r} cannot be used here: {reason}") from error
-
-
-def _load_gguf(path: Path, dtype: str, device: str) -> Loaded:
-    if not path.is_file():
-        raise ValueError(f"model: there is no file {path}")
-    try:
-        import accelerate  # noqa: F401  (transformers loads GGUF through it)
-        import gguf  # noqa: F401
-    except ImportError as error:
-        raise RuntimeError(
-            f"model: reading {path.name} needs the package {error.name}; "
-            f"run: pip install 'fedspa[gguf]'"
-        ) from error
-    wanted = torch.float32 if dtype == "auto" else getattr(torch, dtype)
-    folder, name = str(path.parent), path.name
-    quantised = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=wanted)
-    # transformers 5.23 marks the dequantised model as quantised and then refuses to save it.
-    config = quantised.config
-    del config.quantization_config
-    model = type(quantised)(config)
-    model.load_state_dict(quantised.state_dict(), assign=True)
-    model.tie_weights()
-    model.generation_config = quantised.generation_config
-    model.config._name_or_path = path.stem
-    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
-    return Loaded(model.to(device).eval(), tokenizer, path.stem)
 
 
 def _tokenizer(source: str | Path) -> Any:
@@ -192,6 +172,11 @@ def block_names(model: nn.Module, blocks: nn.ModuleList) -> list[str]:
     return [f"{prefix}.{index}" for index in range(len(blocks))]
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's first parameter lies, and so where its inputs must."""
+    return next(model.parameters()).device
+
+
 def vocabulary_size(model: nn.Module) -> int:
     """How many token ids the model's input embedding knows."""
     return int(model.get_input_embeddings().num_embeddings)  # type: ignore[operator]
@@ -220,28 +205,37 @@ def check_model(model: nn.Module, blocks: nn.ModuleList, pattern_width: int | No
     pattern_width: the m of a pattern "n:m", which must divide every layer's inputs; or None.
     """
     owners: dict[int, str] = {}
-    for prefix, block in zip(block_names(model, blocks), blocks, strict=True):
-        for short, layer in linear_layers(block).items():
-            name, weight = f"{prefix}.{short}", weight_of(layer)
-            other = owners.setdefault(id(layer.weight), name)
-            if other != name:
-                raise ValueError(
-                    f"{name} shares its weight with {other}; fedspa prunes blocks one by one, "
-                    f"which would prune a shared weight twice"
-                )
-            if weight.is_meta:
-                raise ValueError(f"{name} is on the meta device; load the model's weights first")
-            if weight.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-                raise ValueError(
-                    f"{name} is {weight.dtype}; load the model in float32, float16 or bfloat16"
-                )
-            if not bool(weight.isfinite().all()):
-                raise ValueError(
-                    f"{name} holds {int((~weight.isfinite()).sum())} weights that are NaN or "
-                    f"infinite; load the checkpoint again or in another dtype"
-                )
-            if pattern_width is not None and weight.shape[1] % pattern_width:
-                raise ValueError(
-                    f"{name} has {weight.shape[1]} inputs, which a pattern over every "
-                    f"{pattern_width} does not divide; choose another pattern, or a sparsity"
-                )
+    with together():
+        for prefix, block in zip(block_names(model, blocks), blocks, strict=True):
+            for short, layer in linear_layers(block).items():
+                name = f"{prefix}.{short}"
+                other = owners.setdefault(id(layer.weight), name)
+                if other != name:
+                    raise ValueError(
+                        f"{name} shares its weight with {other}; fedspa prunes blocks one by one, "
+                        f"which would prune a shared weight twice"
+                    )
+                _check_weight(name, weight_of(layer), pattern_width)
+
+
+def _check_weight(name: str, weight: Tensor, pattern_width: int | None) -> None:
+    if weight.is_meta:
+        raise ValueError(f"{name} is on the meta device; load the model's weights first")
+    if weight.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise ValueError(
+            f"{name} is {weight.dtype}; load the model in float32, float16 or bfloat16"
+        )
+    if pattern_width is not None and weight.shape[1] % pattern_width:
+        raise ValueError(
+            f"{name} has {weight.shape[1]} inputs, which a pattern over every "
+            f"{pattern_width} does not divide; choose another pattern, or a sparsity"
+        )
+    # NaN goes through both extremes, and nothing of the weight's size is written.
+    refuse(~torch.stack(weight.aminmax()).isfinite(), partial(_explain_weight, name, weight))
+
+
+def _explain_weight(name: str, weight: Tensor) -> None:
+    raise ValueError(
+        f"{name} holds {int((~weight.isfinite()).sum())} weights that are NaN or infinite; load "
+        f"the checkpoint again or in another dtype"
+    )

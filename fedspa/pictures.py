@@ -128,6 +128,8 @@ def _facts(report: Report) -> list[tuple[str, str]]:
         facts.append(("time", duration(sum(report.seconds.values()))))
     if report.peak_memory:
         facts.append(("peak memory", f"{report.peak_memory / 2**30:.2f} GiB"))
+    if report.peak_gpu_memory:
+        facts.append(("peak GPU memory", f"{report.peak_gpu_memory / 2**30:.2f} GiB"))
     return facts
 
 

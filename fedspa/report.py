@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedspa.machine import machine, peak_memory, versions
+from fedspa.machine import machine, peak_gpu_memory, peak_memory, versions
 from fedspa.tables import client_table, method_rows, method_table
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "machine",
     "method_rows",
     "method_table",
+    "peak_gpu_memory",
     "peak_memory",
     "versions",
     "write_html",
@@ -131,7 +132,7 @@ class Report:
     methods:    the comparison, where it was measured
     result:     the name of the method that is this run's own; None: the last
     seconds:    by step of the run
-    peak_memory: bytes
+    peak_memory, peak_gpu_memory: bytes of main memory, and in tensors on a GPU; 0: not known, none
     masks:      what was kept, by the full name of each pruned weight; in memory only, not in JSON
     """
 
@@ -144,6 +145,7 @@ class Report:
     result: str | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     peak_memory: int = 0
+    peak_gpu_memory: int = 0
     versions: dict[str, str] = field(default_factory=dict)
     machine: dict[str, str] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION

@@ -6,8 +6,6 @@ holds: a client that walked the whole model alone would send the very same messa
 
 from __future__ import annotations
 
-import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -16,6 +14,8 @@ from torch import Tensor, nn
 
 from fedspa import client as local
 from fedspa import server
+from fedspa.batches import choose_batch
+from fedspa.clock import StageClock
 from fedspa.data import Client
 from fedspa.messages import BlockMessage
 from fedspa.model import layer_weights, set_weights
@@ -24,6 +24,7 @@ from fedspa.pruners import Pruner
 from fedspa.report import LayerResult
 from fedspa.settings import Settings, message_dtype, round_target
 from fedspa.walk import Stream, embed
+from fedspa_kernels.checks import together
 
 Observer = Callable[[BlockMessage], None]
 
@@ -67,11 +68,11 @@ class Run:
     members: list[Member]
     order: list[Member]
     observe: Observer | None
+    clock: StageClock
     agreed: dict[int, BlockMessage] = field(default_factory=dict)
     sent: dict[int, int] = field(default_factory=dict)
     pretrained: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     layers: list[LayerResult] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
 
 def block_counts(members: Sequence[Member], blocks: nn.ModuleList, settings: Settings) -> list[int]:
@@ -90,9 +91,10 @@ def run_round(run: Run, round_index: int, advance: Advance) -> None:
         member.drawn.append(tuple(mine))
         _download(run, member, mine)
         if run.pruner.needs_inputs:
-            with _clock(run, "embed"):
+            with run.clock.stage("embed"):
                 tokens = member.client.tokens
-                member.stream = embed(run.model, run.blocks, tokens, settings.batch_size)
+                batch = settings.batch_size or choose_batch(run.model, tokens.shape[1])
+                member.stream = embed(run.model, run.blocks, tokens, batch)
     for index in range(len(run.blocks)):
         _run_block(run, round_index, index, advance)
 
@@ -111,14 +113,14 @@ def _run_block(run: Run, round_index: int, index: int, advance: Advance) -> None
             _pass_by(run, member, index, before)
             continue
         result = _prune_locally(run, member, round_index, index)
-        with _clock(run, "aggregate"):
+        with run.clock.stage("aggregate"):
             sums.add(result.message)
         if settings.schedule == "one-shot":
             with _lent(block, result.weights, before):
                 _propagate(run, member, index)
     if not taking_part:
         return
-    with _clock(run, "aggregate"):
+    with run.clock.stage("aggregate"):
         _agree(run, sums, taking_part, round_index, index)
     if settings.schedule == "synchronous":
         for member in taking_part:
@@ -136,9 +138,9 @@ def _prune_locally(run: Run, member: Member, round_index: int, index: int) -> lo
         message_dtype=message_dtype(settings),
         mask_only=settings.aggregation == "mask",
     )
-    with _clock(run, "calibrate"):
+    with run.clock.stage("calibrate"):
         statistics = local.calibrate(member.name, block, member.stream, task, run.pruner)
-    with _clock(run, "prune"):
+    with run.clock.stage("prune"):
         result = local.prune(member.name, member.samples, block, statistics, task, run.pruner)
     member.bytes_up += result.message.nbytes
     member.loss += result.loss
@@ -153,7 +155,8 @@ def _support(run: Run, index: int) -> dict[str, Tensor] | None:
     """The masks that former rounds agreed on, or None where the block is still dense."""
     if index not in run.agreed:
         return None
-    return {name: layer.mask() for name, layer in run.agreed[index].layers.items()}
+    with together():
+        return {name: layer.mask() for name, layer in run.agreed[index].layers.items()}
 
 
 def _agree(
@@ -182,7 +185,7 @@ def _agree(
                 layer=name,
                 shape=tuple(layer.mask.shape),
                 clients=sums.clients,
-                sparsity=1 - int(layer.mask.sum()) / layer.mask.numel(),
+                sparsity=1 - layer.kept / layer.mask.numel(),
                 votes=layer.histogram,
             )
         )
@@ -219,12 +222,5 @@ def _lent(
 def _propagate(run: Run, member: Member, index: int) -> None:
     """Move a client's hidden states past a block, unless none of its blocks needs them any more."""
     if run.pruner.needs_inputs and index < max(member.drawn[-1]):
-        with _clock(run, "propagate"):
+        with run.clock.stage("propagate"):
             local.propagate(run.blocks[index], member.stream, index)
-
-
-@contextmanager
-def _clock(run: Run, stage: str) -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    run.seconds[stage] += time.perf_counter() - start

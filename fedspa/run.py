@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from fedspa import server
+from fedspa.clock import StageClock
 from fedspa.data import Client, check_clients, client_names
 from fedspa.model import (
     block_names,
     check_model,
     decoder_blocks,
+    device_of,
     linear_layers,
     load,
     longest_window,
@@ -23,7 +25,7 @@ from fedspa.model import (
 from fedspa.output import check_output, complete_folder, write_result
 from fedspa.progress import progress_bar
 from fedspa.pruners import make_pruner
-from fedspa.report import ClientResult, Report, machine, peak_memory, versions
+from fedspa.report import ClientResult, Report, machine, peak_gpu_memory, peak_memory, versions
 from fedspa.rounds import Member, Observer, Run, block_counts, run_round
 from fedspa.settings import Settings
 from fedspa_kernels.arguments import parse_pattern
@@ -104,6 +106,7 @@ def _prepare(
         members=members,
         order=sorted(members, key=_order_key),
         observe=observe,
+        clock=StageClock(device_of(model)),
     )
 
 
@@ -144,8 +147,9 @@ def _report(run: Run) -> Report:
         unprunable=unprunable_weights(run.model, run.blocks),
         clients=tuple(_client_result(member) for member in run.members),
         layers=tuple(run.layers),
-        seconds=dict(run.seconds),
+        seconds=run.clock.seconds(),
         peak_memory=peak_memory(),
+        peak_gpu_memory=peak_gpu_memory(),
         versions=versions(),
         machine=machine(),
         masks=masks,

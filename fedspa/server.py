@@ -12,6 +12,7 @@ from torch import Tensor
 from fedspa.messages import BlockMessage, LayerMessage, pack_layer
 from fedspa.settings import Settings, Target, message_dtype
 from fedspa_kernels import L0Accumulator, expand_mask
+from fedspa_kernels.checks import together
 
 
 def blocks_per_client(capacities: Sequence[float], blocks: int, limit: int | None) -> list[int]:
@@ -53,11 +54,13 @@ class AgreedLayer:
     """A layer after aggregation: weight (rows, cols), its mask, and how often weights were kept.
 
     histogram: for v = 0 .. clients the number of weights that exactly v clients kept.
+    kept: how many weights the mask keeps.
     """
 
     weight: Tensor
     mask: Tensor
     histogram: tuple[int, ...]
+    kept: int
 
 
 class BlockAggregation:
@@ -76,13 +79,16 @@ class BlockAggregation:
         self._sums: dict[str, L0Accumulator] = {}
 
     def add(self, message: BlockMessage) -> None:
-        """Add one client's pruned block; raises ValueError where it is not this block's."""
+        """Add one client's pruned block.
+
+        Raises ValueError where it is not this block's (the sums are then as before), or where its
+        bits or values are damaged (the sums are then of no use).
+        """
         if message.layers.keys() != self.dense.keys():
             raise ValueError(
                 f"{message.sender!r} sent layers {sorted(message.layers)} for block "
                 f"{message.block}, which has {sorted(self.dense)}"
             )
-        importance = float(message.samples) if self.settings.weighting == "samples" else 1.0
         for name, layer in message.layers.items():
             shape = tuple(self.dense[name].shape)
             if layer.shape != shape:
@@ -90,21 +96,40 @@ class BlockAggregation:
                     f"{message.sender!r} sent shape {layer.shape} for layer {name} of block "
                     f"{message.block}, which has {shape}"
                 )
-            sums = self._sums.setdefault(name, L0Accumulator(shape, self.dense[name].device))
-            if self.settings.aggregation == "mask":
-                sums.add(self.dense[name], layer.mask())
-            else:
-                sums.add(layer.weight(), layer.mask(), importance=importance)
+        with together():
+            for name, layer in message.layers.items():
+                self._add_layer(name, layer, message.samples)
         self.clients += 1
         self._samples += message.samples
+
+    def _add_layer(self, name: str, layer: LayerMessage, samples: int) -> None:
+        dense = self.dense[name]
+        if name not in self._sums:
+            self._sums[name] = L0Accumulator(dense.shape, dense.device)
+        if self.settings.aggregation == "mask":
+            self._sums[name].add(dense, layer.mask())
+        else:
+            importance = float(samples) if self.settings.weighting == "samples" else 1.0
+            self._sums[name].add(layer.weight(), layer.mask(), importance=importance)
 
     def agree(self, target: Target) -> dict[str, AgreedLayer]:
         """Average and expand every layer to the target; raises ValueError without a client."""
         if not self._sums:
             raise ValueError("no client sent this block, so there is nothing to aggregate")
-        return {name: self._agree_layer(name, target) for name in self.dense}
+        with together():
+            layers = {name: self._agree_layer(name, target) for name in self.dense}
+            # One transfer for the numbers of all layers, as for all checks: each waits for a GPU.
+            counted = [self._count_votes(name, mask) for name, (_, mask) in layers.items()]
+            numbers = torch.stack(counted).tolist()
+        return {
+            name: AgreedLayer(weight, mask, tuple(histogram), kept)
+            for (name, (weight, mask)), (kept, *histogram) in zip(
+                layers.items(), numbers, strict=True
+            )
+        }
 
-    def _agree_layer(self, name: str, target: Target) -> AgreedLayer:
+    def _agree_layer(self, name: str, target: Target) -> tuple[Tensor, Tensor]:
+        """The layer's weight and mask, (rows, cols) both."""
         sums, dense = self._sums[name], self.dense[name]
         weight = self._average(sums, dense)
         mask = expand_mask(
@@ -115,9 +140,16 @@ class BlockAggregation:
             scores=weight.abs().float(),
             group=self.settings.expansion,
         )
-        kept = torch.where(mask, weight, torch.zeros_like(weight))
-        histogram = torch.bincount(sums.votes.reshape(-1), minlength=self.clients + 1)
-        return AgreedLayer(kept, mask, tuple(histogram.tolist()))
+        return torch.where(mask, weight, torch.zeros_like(weight)), mask
+
+    def _count_votes(self, name: str, mask: Tensor) -> Tensor:
+        """How many weights the mask keeps, then how many got 0 .. clients votes: int64."""
+        votes = self._sums[name].votes
+        if self.clients < 256:
+            votes = votes.to(torch.uint8)
+        # bincount would ask the device for the largest vote, which waits.
+        kept_by = [(votes == v).sum() for v in range(self.clients + 1)]
+        return torch.stack([mask.sum(), *kept_by])
 
     def _average(self, sums: L0Accumulator, dense: Tensor) -> Tensor:
         if self.settings.aggregation == "mask":
@@ -134,16 +166,18 @@ def pack_block(
     """The agreed block as the message that its clients receive."""
     dtype = message_dtype(settings)
     mask_only = settings.aggregation == "mask"
-    layers: dict[str, LayerMessage] = {
-        name: pack_layer(layer.weight, layer.mask, dtype, mask_only)
-        for name, layer in agreed.items()
-    }
+    with together():
+        layers = {
+            name: pack_layer(layer.weight, layer.mask, dtype, mask_only, layer.kept)
+            for name, layer in agreed.items()
+        }
     return BlockMessage("server", round_index, block, 0, layers)
 
 
 def received_weights(message: BlockMessage, agreed: dict[str, AgreedLayer]) -> dict[str, Tensor]:
     """What every holder of the message has: the model must not keep digits that were not sent."""
-    return {
-        name: agreed[name].weight if layer.values is None else layer.weight()
-        for name, layer in message.layers.items()
-    }
+    with together():
+        return {
+            name: agreed[name].weight if layer.values is None else layer.weight()
+            for name, layer in message.layers.items()
+        }

@@ -42,7 +42,7 @@ class Settings:
     weighting: "uniform", or "samples" to weigh clients by their calibration samples.
     message_dtype: dtype of the weights in messages; None keeps the model's own.
     block_size, damping: SparseGPT's columns a block and share of the mean diagonal added to it.
-    batch_size: calibration windows in one forward pass.
+    batch_size: calibration windows in one forward pass; None: by the device (`batches.py`).
     seed: of layer sampling; the same seed gives the same bits.
 
     Raises ValueError with the values and the choices where a setting is impossible.
@@ -62,7 +62,7 @@ class Settings:
     message_dtype: str | None = None
     block_size: int = 128
     damping: float = 0.01
-    batch_size: int = 1
+    batch_size: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -76,10 +76,11 @@ class Settings:
         _check_choice("ramp", self.ramp, RAMPS)
         if self.message_dtype is not None:
             _check_choice("message_dtype", self.message_dtype, MESSAGE_DTYPES)
-        for name in ("rounds", "batch_size", "block_size"):
+        for name in ("rounds", "block_size"):
             _check_positive_int(name, getattr(self, name))
-        if self.layers_per_client is not None:
-            _check_positive_int("layers_per_client", self.layers_per_client)
+        for name in ("batch_size", "layers_per_client"):
+            if getattr(self, name) is not None:
+                _check_positive_int(name, getattr(self, name))
         if not is_number(self.damping) or not 0 <= self.damping < math.inf:
             raise ValueError(f"settings: damping must be 0 or more, not {self.damping!r}")
         if not isinstance(self.seed, int):

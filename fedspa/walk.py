@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedspa.model import device_of
+
 # What a block is called with beside its hidden states: positional and named arguments.
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -42,7 +44,7 @@ def embed(model: nn.Module, blocks: nn.ModuleList, tokens: Tensor, batch_size: i
     a recorder, so that each architecture prepares its masks and positions as it always does.
     """
     stream = Stream([], {})
-    device = next(model.parameters()).device
+    device = device_of(model)
     with _recorders(blocks, stream.hidden) as calls:
         for batch in tokens.split(batch_size):
             calls.clear()

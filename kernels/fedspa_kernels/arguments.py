@@ -32,9 +32,9 @@ def check_mask(operator: str, mask: Tensor, shape: torch.Size) -> None:
 
 def check_devices(operator: str, **tensors: Tensor | None) -> None:
     """Raise ValueError where tensors lie on different devices."""
-    places = {name: tensor.device for name, tensor in tensors.items() if tensor is not None}
-    if len(set(places.values())) > 1:
-        listed = ", ".join(f"{name} on {device}" for name, device in places.items())
+    if len({tensor.device for tensor in tensors.values() if tensor is not None}) > 1:
+        there = ((name, tensor) for name, tensor in tensors.items() if tensor is not None)
+        listed = ", ".join(f"{name} on {tensor.device}" for name, tensor in there)
         raise ValueError(f"{operator}: {listed}; move them to one device")
 
 

@@ -10,7 +10,7 @@ import functools
 import importlib
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -45,9 +45,10 @@ def takes_all(*arguments: Any) -> str:
 
 def takes_no_float64(*arguments: Any) -> str:
     """Why a kernel that computes in float32 does not take these arguments, or ""."""
-    flat = (item for a in arguments for item in (a if isinstance(a, (list, tuple)) else (a,)))
-    if any(isinstance(item, Tensor) and item.dtype == torch.float64 for item in flat):
-        return "its kernels compute in float32, and a tensor is float64"
+    for argument in arguments:
+        for item in argument if isinstance(argument, (list, tuple)) else (argument,):
+            if isinstance(item, Tensor) and item.dtype == torch.float64:
+                return "its kernels compute in float32, and a tensor is float64"
     return ""
 
 
@@ -129,9 +130,7 @@ def operators() -> tuple[str, ...]:
 
 def available(operator: str, device: torch.device | str) -> tuple[str, ...]:
     """Return the backends that can run an operator on a device now, the preferred first."""
-    place = _with_index(torch.device(device))
-    order = ORDER.get(place.type, ("reference",))
-    return tuple(name for name in order if not why_not(operator, name, place))
+    return tuple(_there(operator, _with_index(torch.device(device))))
 
 
 def preferred(operator: str, device: torch.device | str) -> str:
@@ -157,6 +156,8 @@ def why_not(operator: str, name: str, device: torch.device) -> str:
 def run(operator: str, device: torch.device, backend: str | None, *arguments: Any) -> Any:
     """Run an operator on the backend that was asked for, or else on the preferred one."""
     implementation = _choose(operator, _with_index(device), backend, arguments)
+    if not torch.is_autocast_enabled(device.type):
+        return implementation(*arguments)
     # Inside an autocast region the float32 products would silently run in half precision.
     with torch.autocast(device.type, enabled=False):
         return implementation(*arguments)
@@ -168,8 +169,8 @@ def _choose(
     backends = _BACKENDS[operator]
     asked = _asked_for(operator, device, backend)
     if asked is None:
-        there = available(operator, device)
-        return next(backends[name].run for name in there if not backends[name].refuses(*arguments))
+        there = (backends[name] for name in _there(operator, device))
+        return next(backend.run for backend in there if not backend.refuses(*arguments))
     refusal = backends[asked].refuses(*arguments)
     if refusal:
         raise RuntimeError(
@@ -177,6 +178,13 @@ def _choose(
             f"{refusal}; leave the backend to be chosen, or convert"
         )
     return backends[asked].run
+
+
+def _there(operator: str, place: torch.device) -> Iterator[str]:
+    """Yield the backends that can run on a device; a call asks only up to the one that it takes."""
+    for name in ORDER.get(place.type, ("reference",)):
+        if not why_not(operator, name, place):
+            yield name
 
 
 def _asked_for(operator: str, device: torch.device, backend: str | None) -> str | None:

@@ -87,7 +87,13 @@ class _Kernels:
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         operator = getattr(torch.ops.fedspa_native, name).default
-        return lambda *arguments: operator(*arguments, _current_stream(arguments[0]))
+
+        def launch(*arguments: Any) -> Any:
+            return operator(*arguments, _current_stream(arguments[0]))
+
+        # An attribute from now on: the next call does not come here.
+        setattr(self, name, launch)
+        return launch
 
 
 KERNELS = _Kernels()

@@ -128,6 +128,7 @@ def wrong_calls():
             "decompress_values", bits, norms, offsets[:2], 8, 8
         ),
         "mirror_upper_ of a rectangle": ("mirror_upper_", weight[None]),
+        "add_products_ into a rectangle": ("add_products_", weight, weight),
     }  # fmt: skip
 
 

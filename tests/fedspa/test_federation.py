@@ -5,9 +5,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small_models import make_clients, make_model
+from small_models import LENGTH, make_clients, make_model
 
 from fedspa import Client, Settings, federate
+from fedspa.batches import choose_batch
 from fedspa.client import BlockTask, calibrate, prune
 from fedspa.compare import compare
 from fedspa.model import decoder_blocks, layer_weights, linear_layers, weight_of
@@ -44,7 +45,7 @@ def prune_alone(client: Client, settings: Settings) -> dict[str, torch.Tensor]:
     model, pruner = make_model(), make_pruner(settings)
     blocks = decoder_blocks(model)
     target = Target(sparsity=settings.sparsity, pattern=settings.pattern)
-    stream = embed(model, blocks, client.tokens, 1)
+    stream = embed(model, blocks, client.tokens, choose_batch(model, LENGTH))
     for index, block in enumerate(blocks):
         task = BlockTask(0, index, "block", target)
         statistics = calibrate("alone", block, stream, task, pruner)
@@ -175,7 +176,7 @@ def test_synchronous_calibrates_on_the_agreed_block():
     # By hand: the first block as agreed, the second still dense, one client's statistics.
     half, pruner = make_model(), make_pruner(settings)
     blocks = decoder_blocks(half)
-    stream = embed(half, blocks, clients[0].tokens, 1)
+    stream = embed(half, blocks, clients[0].tokens, choose_batch(half, LENGTH))
     with torch.no_grad():
         for name, weight in layer_weights(decoder_blocks(model)[0]).items():
             weight_of(linear_layers(blocks[0])[name]).copy_(weight)
@@ -219,7 +220,7 @@ def test_a_client_takes_blocks_that_it_did_not_draw_dense():
     client = next(c for c in clients if c.name == second.sender)
     model, pruner = make_model(), make_pruner(settings)
     blocks = decoder_blocks(model)
-    stream = embed(model, blocks, client.tokens, 1)
+    stream = embed(model, blocks, client.tokens, choose_batch(model, LENGTH))
     with torch.no_grad():
         stream.hidden = [run_block(blocks[0], *inputs) for inputs in stream.inputs(0)]
     task = BlockTask(0, 1, "block", Target(sparsity=0.5))

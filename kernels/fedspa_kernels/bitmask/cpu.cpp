@@ -10,6 +10,7 @@
 // says where the values of each segment begin, so that segments are independent tasks.
 
 #include <bits.h>
+#include <pages.h>
 #include <torch/csrc/stable/library.h>
 
 #include <vector>
@@ -72,6 +73,7 @@ Tensor unpack_mask(const Tensor& packed, int64_t n, int64_t) {
   STD_TORCH_CHECK(n >= 0 && bytes == (n + 7) / 8, "unpack_mask: ", n, " elements need ",
                   (n + 7) / 8, " bytes along the last axis, and there are ", bytes);
   Tensor mask = with_last_size(packed, n, ScalarType::Bool);
+  advise_large_pages(mask);
   if (mask.numel() == 0) {
     return mask;
   }
@@ -137,7 +139,7 @@ Tensor compress_values(const Tensor& weight, const Tensor& bits, const Tensor& o
   check_sizes("compress_values", weight, {bits.size(0), segments.n});
   check_contiguous("compress_values", offsets, ScalarType::Long);
   check_sizes("compress_values", offsets, {segments.count});
-  Tensor values = new_empty(weight, {kept}, weight.scalar_type());
+  Tensor values = new_output(weight, {kept}, weight.scalar_type());
   const auto* in_bits = data<uint8_t>(bits);
   const auto* starts = data<int64_t>(offsets);
   for_element_size("compress_values", weight, [&]<class T>() {
@@ -157,7 +159,7 @@ Tensor decompress_values(const Tensor& bits, const Tensor& values, const Tensor&
   check_contiguous("decompress_values", values, values.scalar_type());
   check_contiguous("decompress_values", offsets, ScalarType::Long);
   check_sizes("decompress_values", offsets, {segments.count});
-  Tensor weight = new_empty(values, {bits.size(0), n}, values.scalar_type());
+  Tensor weight = new_output(values, {bits.size(0), n}, values.scalar_type());
   const int64_t kept = values.numel();
   const auto* in_bits = data<uint8_t>(bits);
   const auto* starts = data<int64_t>(offsets);

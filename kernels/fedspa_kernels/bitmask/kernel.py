@@ -79,10 +79,9 @@ def rows_of(bits: Tensor, shape: Sequence[int]) -> tuple[Tensor, int]:
 
 def segment_offsets(kernels: Any, row_bits: Tensor, n: int) -> tuple[Tensor, Tensor]:
     """Return where the values of each segment begin, (segments,) int64, and where the last ends."""
-    ends = kernels.count_kept(row_bits, n, SEGMENT).cumsum(0)
-    offsets = ends.roll(1)
-    offsets[0] = 0
-    return offsets, ends[-1]
+    counts = kernels.count_kept(row_bits, n, SEGMENT)
+    ends = counts.cumsum(0)
+    return ends - counts, ends[-1]
 
 
 def bits_to_trust(row_bits: Tensor, wrong: Tensor, explain: Callable[[], None]) -> Tensor:

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <type_traits>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -153,14 +154,47 @@ FEDSPA_AVX512 int64_t expand_lanes(const uint8_t* bits, int64_t n, Run<const T>&
   int64_t i = 0;
   for (; i + LANES<T> <= n; i += LANES<T>) {
     const uint32_t kept = lane_bits<T>(bits, i);
-    const auto left = static_cast<uint64_t>(std::min<int64_t>(run.end - next, LANES<T>));
-    const __m512i values = load_lanes(next, (1u << left) - 1);
+    const int64_t left = run.end - next;
+    const __m512i values = load_lanes(next, left >= LANES<T> ? ALL_LANES : (1u << left) - 1);
     if constexpr (sizeof(T) == 8) {
       store_lanes(weight + i, _mm512_maskz_expand_epi64(static_cast<__mmask8>(kept), values));
     } else {
       store_lanes(weight + i, _mm512_maskz_expand_epi32(static_cast<__mmask16>(kept), values));
     }
-    next += std::min<int64_t>(std::popcount(kept), run.end - next);
+    next += std::min<int64_t>(std::popcount(kept), left);
+  }
+  run.next = next;
+  return i;
+}
+
+template <class T>
+FEDSPA_AVX512 FEDSPA_INLINE __m512 load_floats(const T* from, uint32_t lanes) {
+  if constexpr (std::is_same_v<T, Half>) {
+    const __m256i halves = _mm256_maskz_loadu_epi16(static_cast<__mmask16>(lanes), from);
+    return _mm512_maskz_cvtph_ps(ALL_LANES, halves);
+  } else if constexpr (std::is_same_v<T, BFloat16>) {
+    return _mm512_castsi512_ps(_mm512_maskz_slli_epi32(ALL_LANES, load_lanes(from, lanes), 16));
+  } else {
+    return _mm512_castsi512_ps(load_lanes(from, lanes));
+  }
+}
+
+// As expand_lanes, without a store of the weights: sums += weight, votes += bit.
+template <class T>
+FEDSPA_AVX512 int64_t add_lanes(const uint8_t* bits, int64_t n, Run<const T>& run, float* sums,
+                                int32_t* votes) {
+  const __m512i one = _mm512_set1_epi32(1);
+  const T* next = run.next;
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16) {
+    const auto kept = static_cast<__mmask16>(lane_bits<T>(bits, i));
+    const int64_t left = run.end - next;
+    const __m512 values = load_floats(next, left >= 16 ? ALL_LANES : (1u << left) - 1);
+    const __m512 sum = _mm512_loadu_ps(sums + i);
+    _mm512_storeu_ps(sums + i, sum + _mm512_maskz_expand_ps(kept, values));
+    const __m512i vote = _mm512_loadu_si512(votes + i);
+    _mm512_storeu_si512(votes + i, _mm512_mask_add_epi32(vote, kept, vote, one));
+    next += std::min<int64_t>(std::popcount(static_cast<uint32_t>(kept)), left);
   }
   run.next = next;
   return i;

@@ -8,6 +8,7 @@
 #include <tensors.h>
 
 #include <cstdint>
+#include <initializer_list>
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -30,9 +31,16 @@ inline void advise_large_pages([[maybe_unused]] const Tensor& output) {
 #endif
 }
 
-// Uninitialised, like new_empty_like.
+// Uninitialised, like new_empty_like and new_empty.
 inline Tensor new_output(const Tensor& like, ScalarType dtype) {
   Tensor output = new_empty_like(like, dtype);
+  advise_large_pages(output);
+  return output;
+}
+
+inline Tensor new_output(const Tensor& like, std::initializer_list<int64_t> sizes,
+                         ScalarType dtype) {
+  Tensor output = new_empty(like, sizes, dtype);
   advise_large_pages(output);
   return output;
 }

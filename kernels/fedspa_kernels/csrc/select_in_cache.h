@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 
 namespace fedspa {
 
@@ -77,18 +78,24 @@ FEDSPA_INLINE int64_t count_up_to(const Key* keys, int64_t n, Key pivot) {
 }
 
 // Moves both ends to keys that are there. Without it, many equal keys would take a bisection of
-// all the values around them.
+// all the values around them. As distances from an end, without a sign, what lies outside of the
+// bracket is farther than what lies inside, so that a minimum needs no test.
 template <class Key>
 FEDSPA_INLINE void tighten(Bracket<Key>& bracket, const Key* keys, int64_t n) {
-  Key least = bracket.high;
-  Key most = bracket.low;
+  using Distance = std::make_unsigned_t<Key>;
+  const auto first = static_cast<Distance>(bracket.low) + 1;
+  const auto last = static_cast<Distance>(bracket.high);
+  Distance from_first = std::numeric_limits<Distance>::max();
+  Distance from_last = std::numeric_limits<Distance>::max();
   for (int64_t i = 0; i < n; ++i) {
-    const Key key = keys[i];
-    least = std::min(least, key > bracket.low ? key : bracket.high);
-    most = std::max(most, key <= bracket.high ? key : bracket.low);
+    // Not std::min: its reference keeps GCC from vectorising the loop.
+    const Distance up = static_cast<Distance>(keys[i]) - first;
+    const Distance down = last - static_cast<Distance>(keys[i]);
+    from_first = up < from_first ? up : from_first;
+    from_last = down < from_last ? down : from_last;
   }
-  bracket.low = least - 1;
-  bracket.high = most;
+  bracket.low = static_cast<Key>(first + from_first - 1);
+  bracket.high = static_cast<Key>(last - from_last);
 }
 
 // Cuts the bracket at this share of its width, and keeps the part that holds the k-th smallest.

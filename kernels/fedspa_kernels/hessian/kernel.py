@@ -2,7 +2,12 @@
 
 The sum is symmetric: only what is on and above the diagonal is multiplied.
 
-native: mirror_upper_(hessian) -> None
+native, CPU: add_products_(hessian, inputs) -> None
+    hessian: (matrices, cols, cols) float32, contiguous, += inputsᵀ·inputs in both triangles
+    inputs:  (matrices, tokens, cols) float32, float16 or bfloat16, contiguous along the last axis;
+             or both without the first axis
+
+native, CUDA: mirror_upper_(hessian) -> None
     hessian: (matrices, cols, cols) float32, contiguous; the lower triangle := the upper one's
              transpose. The products are PyTorch's, panel by panel.
 
@@ -30,14 +35,28 @@ def by_panels(kernels: Any, hessian: Tensor, inputs: Tensor) -> None:
     """Add the products of all panels with the columns up to them, and mirror the result."""
     if not hessian.numel() or not inputs.numel():
         return
+    on_cpu = hessian.device.type == "cpu"
+    # It is not there where tests run CUDA's kernels on a CPU.
+    if on_cpu and hasattr(kernels, "add_products_"):
+        by_strips(kernels, hessian, inputs)
+        return
     with _stacked(hessian) as hessians:
-        on_cpu = hessian.device.type == "cpu"
         stack = inputs.reshape(len(hessians), *inputs.shape[-2:])
         # Products of two halves are exact in float32, so a GPU takes them as they are.
         for tokens in stack.split(TOKENS, dim=1) if on_cpu else [stack]:
             _add_upper_(hessians, tokens.float() if on_cpu else tokens)
         if hessian.shape[-1] > _panel(hessian):  # else the one panel is the whole
             kernels.mirror_upper_(hessians)
+
+
+def by_strips(kernels: Any, hessian: Tensor, inputs: Tensor) -> None:
+    """Add the products of all pairs of strips of columns, and mirror the result, in C++."""
+    inputs = inputs if inputs.stride(-1) == 1 else inputs.contiguous()
+    if hessian.dim() == 2 and hessian.is_contiguous():
+        kernels.add_products_(hessian, inputs)
+        return
+    with _stacked(hessian) as hessians:
+        kernels.add_products_(hessians, inputs.reshape(len(hessians), *inputs.shape[-2:]))
 
 
 def by_tiles(kernels: Any, hessian: Tensor, inputs: Tensor) -> None:

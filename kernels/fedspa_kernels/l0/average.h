@@ -111,7 +111,46 @@ struct CompressedClients {
   int64_t segment;
 };
 
-// One segment of one row: expanded chunk by chunk into a buffer, and added from there.
+// Adds a client's next n elements: those that have a bit, from its run.
+template <class T>
+void add_compressed(const uint8_t* bits, int64_t n, Run<const T>& run, float* sums,
+                    int32_t* votes) {
+  int64_t done = 0;
+#if defined(__x86_64__)
+  if (instruction_set() == InstructionSet::AVX512) {
+    done = add_lanes(bits, n, run, sums, votes);
+  }
+#endif
+  if (done < n) {
+    T weight[PART];
+    uint8_t mask[PART];
+    expand(bits + done / 8, n - done, run, weight);
+    vectorised([=, &weight, &mask]() FEDSPA_BODY {
+      unpack_bits(bits + done / 8, n - done, mask);
+      add_client(weight, mask, n - done, sums + done, votes + done);
+    });
+  }
+}
+
+// Adds a client's part of a chunk, and asks memory for the next client's meanwhile: as many values
+// as this one has had, since nobody knows better.
+template <class T>
+void add_and_prefetch(const uint8_t* bits, int64_t size, Run<const T>& run,
+                      const Run<const T>& next_run, const uint8_t* next_bits, float* sums,
+                      int32_t* votes) {
+  const T* const first = run.next;
+  for (int64_t part = 0; part < size; part += PART) {
+    const int64_t before = run.next - first;
+    add_compressed(bits + part / 8, std::min(PART, size - part), run, sums + part, votes + part);
+    const T* const asked = next_run.next + before;
+    for (int64_t i = 0; i < run.next - first - before; i += 64 / sizeof(T)) {
+      __builtin_prefetch(asked + i);
+    }
+    __builtin_prefetch(next_bits + part / 8);
+  }
+}
+
+// One segment of one row, chunk by chunk.
 template <class T>
 void average_segment(const CompressedClients<T>& clients, int64_t index,
                      std::vector<Run<const T>>& runs, T* average, int32_t* votes) {
@@ -125,18 +164,15 @@ void average_segment(const CompressedClients<T>& clients, int64_t index,
   }
   for (int64_t at = first; at < end; at += CHUNK) {
     const int64_t size = std::min(CHUNK, end - at);
+    const int64_t byte = row * ((clients.n + 7) / 8) + at / 8;
     float sums[CHUNK] = {};
-    T weight[CHUNK];
-    uint8_t mask[CHUNK];
     int32_t* chunk_votes = votes + row * clients.n + at;
     std::fill_n(chunk_votes, size, 0);
     for (size_t client = 0; client < runs.size(); ++client) {
-      const uint8_t* bits = clients.bits[client] + row * ((clients.n + 7) / 8) + at / 8;
-      expand(bits, size, runs[client], weight);
-      vectorised([=, &weight, &mask, &sums]() FEDSPA_BODY {
-        unpack_bits(bits, size, mask);
-        add_client(weight, mask, size, sums, chunk_votes);
-      });
+      const size_t next = client + 1 < runs.size() ? client + 1 : 0;
+      const uint8_t* next_bits = clients.bits[next] + byte + (next == 0 ? CHUNK / 8 : 0);
+      add_and_prefetch(clients.bits[client] + byte, size, runs[client], runs[next], next_bits, sums,
+                       chunk_votes);
     }
     T* chunk = average + row * clients.n + at;
     vectorised([=, &sums]() FEDSPA_BODY { divide(sums, chunk_votes, size, chunk); });

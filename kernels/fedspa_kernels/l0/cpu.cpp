@@ -5,6 +5,7 @@
 // input is read once and nothing is stacked. Sums are float32 in client order, as the reference's:
 // there is no product beside a sum that could be contracted, so the bits agree.
 
+#include <pages.h>
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
@@ -42,8 +43,8 @@ std::tuple<Tensor, Tensor> l0_average(std::vector<Tensor> weights, std::vector<T
     check_contiguous("l0_average", mask, ScalarType::Bool);
     STD_TORCH_CHECK(mask.numel() == n, "l0_average: needs masks of the weights' shape");
   }
-  Tensor average = new_empty_like(first, first.scalar_type());
-  Tensor votes = new_empty_like(first, ScalarType::Int);
+  Tensor average = new_output(first, first.scalar_type());
+  Tensor votes = new_output(first, ScalarType::Int);
   const auto kept = pointers<uint8_t>(masks);
   for_weight_dtype("l0_average", first, [&]<class T>() {
     const auto values = pointers<T>(weights);
@@ -80,8 +81,8 @@ std::tuple<Tensor, Tensor> l0_average_compressed(std::vector<Tensor> bits,
     check_sizes(NAME, offsets[client], {segments});
     kept.push_back(values[client].numel());
   }
-  Tensor average = new_empty(values[0], {rows, n}, values[0].scalar_type());
-  Tensor votes = new_empty(values[0], {rows, n}, ScalarType::Int);
+  Tensor average = new_output(values[0], {rows, n}, values[0].scalar_type());
+  Tensor votes = new_output(values[0], {rows, n}, ScalarType::Int);
   const auto all_bits = pointers<uint8_t>(bits);
   const auto all_offsets = pointers<int64_t>(offsets);
   for_weight_dtype(NAME, values[0], [&]<class T>() {

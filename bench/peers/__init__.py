@@ -1,0 +1,1 @@
+"""What fedspa is measured against: others' procedures in PyTorch, and their own packages."""
