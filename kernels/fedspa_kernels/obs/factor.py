@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fedspa_kernels.checks import examine
+from fedspa_kernels.obs.product import LOWER, product_on
 from fedspa_kernels.obs.values import check_finite
 
 # The compiled kernels of a CPU factor in panels of so many columns, as wide as the sweep's blocks.
@@ -78,6 +79,7 @@ def by_panels(
 
     kernels: with factor_block_(block, damp, dead, upper, inverse, failed) of obs/factor.cpp
     """
+    multiply = product_on(hessians.device, kernels)
     matrices, cols = hessians.shape[:2]
     panels = _panels(cols)
     width = panels[0].stop
@@ -90,11 +92,11 @@ def by_panels(
         inverse = inverse[:, : end - begin, : end - begin]
         rest = hessians[:, :end, panel]
         if end < cols:
-            rest = product(upper[:, :end, end:], upper[:, panel, end:].mT, plus=rest, sign=-1)
+            rest = multiply(upper[:, :end, end:], upper[:, panel, end:].mT, less_than=rest)
         block = rest[:, begin:]
         kernels.factor_block_(block, damp, dead[:, panel], upper[:, panel, panel], inverse, failed)
         if begin:
-            upper[:, :begin, panel] = product(rest[:, :begin], inverse.mT)
+            upper[:, :begin, panel] = multiply(rest[:, :begin], inverse.mT, triangle=LOWER)
     return upper, inverses, failed
 
 
@@ -117,17 +119,6 @@ def inverse_blocks(factor: Factor, blocks: list[slice]) -> Tensor:
 
 def _panels(cols: int) -> list[slice]:
     return [slice(begin, min(begin + PANEL, cols)) for begin in range(0, cols, PANEL)]
-
-
-def product(left: Tensor, right: Tensor, plus: Tensor | None = None, sign: int = 1) -> Tensor:
-    """Multiply two stacks; a stack of one as matrices, which every device does best."""
-    if len(left) == 1:
-        if plus is None:
-            return torch.mm(left[0], right[0]).unsqueeze(0)
-        return torch.addmm(plus[0], left[0], right[0], alpha=sign).unsqueeze(0)
-    if plus is None:
-        return torch.bmm(left, right)
-    return torch.baddbmm(plus, left, right, alpha=sign)
 
 
 def _flipped(hessians: Tensor, damp: Tensor, dead: Tensor) -> Tensor:

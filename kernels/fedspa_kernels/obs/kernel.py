@@ -36,9 +36,9 @@ from fedspa_kernels.obs.factor import (
     by_panels,
     damped_factor,
     inverse_blocks,
-    product,
     whole,
 )
+from fedspa_kernels.obs.product import UPPER, product_on
 from fedspa_kernels.obs.values import check_finite
 
 WIDEST = 128
@@ -186,13 +186,14 @@ def _run(kernels: Any, sweep: Sweep, choice: Choice) -> None:
     With E = W - Ŵ a block B = [i, j) starts from W_B + (E[:, :i] · L[:i, B]) · L_BB⁻¹.
     """
     upper, change = sweep.factor.upper, sweep.change
+    multiply = product_on(change.device, kernels)
     panels = _panels(change.shape[-1], choice)
     inverses = iter(inverse_blocks(sweep.factor, [block for panel in panels for block in panel]))
     for panel in panels:
         begin, end = panel[0].start, panel[-1].stop
         far = None
         if begin:
-            far = product(change[..., :begin], upper[:, :begin, begin:end])
+            far = multiply(change[..., :begin], upper[:, :begin, begin:end])
         if _is_wide(choice):
             for part in sweep.parts:
                 _select(kernels, sweep.factor, part, slice(begin, end), far, choice)
@@ -201,9 +202,9 @@ def _run(kernels: Any, sweep: Sweep, choice: Choice) -> None:
             update = None if far is None else far[..., block.start - begin : block.stop - begin]
             if block.start > begin:
                 near = slice(begin, block.start)
-                update = product(change[..., near], upper[:, near, block], plus=update)
+                update = multiply(change[..., near], upper[:, near, block], plus=update)
             if update is not None:
-                update = product(update, inverse)
+                update = multiply(update, inverse, triangle=UPPER)
             inverse = inverse.contiguous()
             for part in sweep.parts:
                 _prune_block(kernels, sweep, part, block, update, inverse, choice)
