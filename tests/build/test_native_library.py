@@ -103,6 +103,8 @@ def wrong_calls():
     weight, mask = torch.ones(4, 8), random_mask(4, 8)
     bits, offsets = torch.zeros(4, 1, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64)
     norms, votes = torch.ones(8), torch.ones(4, 8, dtype=torch.int32)
+    squares, dead, failed = torch.ones(1, 8, 8), torch.zeros(1, 8, dtype=torch.bool), votes[0, :1]
+    wide, damp = torch.ones(1, 129, 129), norms[:1]
     return {
         "pack_mask of floats": ("pack_mask", weight),
         "pack_mask of a view": ("pack_mask", random_mask(16, 16).T),
@@ -129,6 +131,23 @@ def wrong_calls():
         ),
         "mirror_upper_ of a rectangle": ("mirror_upper_", weight[None]),
         "add_products_ into a rectangle": ("add_products_", weight, weight),
+        "multiply_ of other depths": (
+            "multiply_", squares, squares, squares[:, :7], None, False, 0
+        ),
+        "multiply_ into less": ("multiply_", squares[:, :7], squares, squares, None, False, 0),
+        "multiply_ into columns": ("multiply_", squares.mT, squares, squares, None, False, 0),
+        "multiply_ with less": (
+            "multiply_", squares, squares, squares, squares[:, :7], False, 0
+        ),
+        "factor_block_ wider than its memory": (
+            "factor_block_", wide, damp, dead, wide, wide, failed
+        ),
+        "factor_block_ into less": (
+            "factor_block_", squares, damp, dead, squares[:, :7], squares, failed
+        ),
+        "factor_block_ with few flags": (
+            "factor_block_", squares, damp, dead[:, :7], squares, squares, failed
+        ),
     }  # fmt: skip
 
 

@@ -75,9 +75,8 @@ def fused_products() -> list[str]:
 
 
 def cuda_sources(kernels: Path = KERNELS) -> list[Path]:
-    """All cuda.cu, the schemas of their operators, and what only CPU tensors ever ask for."""
-    for_all = [kernels / "csrc" / "schemas.cpp", kernels / "obs" / "factor.cpp"]
-    return [*for_all, *sorted(kernels.glob("*/cuda.cu"))]
+    """All cuda.cu, and the schemas of their operators."""
+    return [kernels / "csrc" / "schemas.cpp", *sorted(kernels.glob("*/cuda.cu"))]
 
 
 def build_library(target: Path) -> None:

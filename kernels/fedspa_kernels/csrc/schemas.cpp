@@ -1,5 +1,6 @@
-// Every operator of torch.ops.fedspa_native, once for all devices; cpu.cpp and cuda.cu beside each
-// operator's door implement them. What they compute stands in the family's kernel.py.
+// Every operator of torch.ops.fedspa_native that all devices have, once for all of them; cpu.cpp
+// and cuda.cu beside each operator's door implement them. What they compute stands in the family's
+// kernel.py.
 //
 // `stream` is the cudaStream_t to launch on, as an integer: torch 2.10's stable ABI does not give
 // it. The CPU ignores it. `invalid` is an int32 of shape (1,), not 0 where a value is refused.
@@ -39,9 +40,6 @@ STABLE_TORCH_LIBRARY(fedspa_native, m) {
 
   m.def("mirror_upper_(Tensor(a!) hessian, int stream) -> ()");
 
-  m.def(
-      "factor_block_(Tensor block, Tensor damp, Tensor dead, Tensor(a!) upper, Tensor(b!) inverse, "
-      "Tensor(c!) failed, int stream) -> ()");
   m.def(
       "obs_prune_block_(Tensor weight, Tensor? update, Tensor scale, Tensor dead, Tensor damp, "
       "Tensor inverse, int count, int keep, int of, Tensor(a!) pruned, Tensor(b!) kept, "

@@ -194,6 +194,13 @@ void factor_block_(const Tensor& block, const Tensor& damp, const Tensor& dead, 
 
 } // namespace
 
+// Not among the schemas of all devices: a GPU's library factors the whole.
+STABLE_TORCH_LIBRARY_FRAGMENT(fedspa_native, m) {
+  m.def(
+      "factor_block_(Tensor block, Tensor damp, Tensor dead, Tensor(a!) upper, Tensor(b!) inverse, "
+      "Tensor(c!) failed, int stream) -> ()");
+}
+
 STABLE_TORCH_LIBRARY_IMPL(fedspa_native, CPU, m) {
   m.impl("factor_block_", TORCH_BOX(&factor_block_));
 }

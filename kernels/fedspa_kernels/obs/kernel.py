@@ -163,7 +163,7 @@ def _prune(
         parts.append(Part(weight.contiguous(), pruned, kept, change[:, there], loss, there))
         begin = end
     if hessians.numel():
-        # Interpreted kernels, which only tests run on a CPU, leave the factor to the library.
+        # It is not there where tests run a GPU's kernels on a CPU.
         native = hessians.device.type == "cpu" and hasattr(kernels, "factor_block_")
         method = partial(by_panels, kernels) if native else whole
         factor = damped_factor(hessians, damping, names, method)

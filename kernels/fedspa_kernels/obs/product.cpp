@@ -63,7 +63,7 @@ struct Product {
 
 // packed[(strip * depth + k) * STRIP + i] = right[k][strip * STRIP + i], or 0 beyond the last.
 void pack(const Product& product) {
-  const int64_t grain = std::max<int64_t>(1, NUMBERS_PER_TASK / (product.depth * STRIP));
+  const int64_t grain = std::max<int64_t>(1, NUMBERS_PER_TASK / (product.depth * STRIP + 1));
   for_ranges(product.strips(), grain, [p = product](int64_t begin, int64_t end) FEDSPA_BODY {
     for (int64_t strip = begin; strip < end; ++strip) {
       const float* from = p.right + strip * STRIP * p.right_step;
@@ -136,7 +136,8 @@ FEDSPA_INLINE void multiply_rows(const Product& p, int64_t begin, int64_t end) {
   constexpr int64_t COLS = 2 * sizeof(Vector) / sizeof(float);
   for (int64_t wide = 0; wide < p.cols; wide += WIDTH) {
     const int64_t last_strip = (std::min(wide + WIDTH, p.cols) + STRIP - 1) / STRIP;
-    for (int64_t deep = 0; deep < p.depth; deep += DEPTH) {
+    // An empty sum is zero, and is stored too.
+    for (int64_t deep = 0; deep == 0 || deep < p.depth; deep += DEPTH) {
       for (int64_t row = begin; row < end; row += ROWS) {
         const int64_t rows = std::min(ROWS, end - row);
         for (int64_t strip = wide / STRIP; strip < last_strip; ++strip) {
@@ -208,6 +209,7 @@ void multiply_(Tensor out, const Tensor& left, const Tensor& right, std::optiona
 
 } // namespace
 
+// Not among the schemas of all devices: a GPU's library multiplies.
 STABLE_TORCH_LIBRARY_FRAGMENT(fedspa_native, m) {
   m.def(
       "multiply_(Tensor(a!) out, Tensor left, Tensor right, Tensor? plus, bool subtract, "
