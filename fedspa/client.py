@@ -163,7 +163,8 @@ def _count(results: Sequence[Pruned]) -> tuple[list[int], list[float]]:
     for _, mask, loss in results:
         # Every count that memory can hold is exact in float64.
         total = mask.new_zeros((), dtype=torch.float64) if loss is None else loss.sum().double()
-        numbers.append(torch.stack([mask.sum().double(), total]))
+        # A sum would first make an int64 of every entry.
+        numbers.append(torch.stack([mask.count_nonzero().double(), total]))
     pairs = torch.stack(numbers).tolist()
     return [int(kept) for kept, _ in pairs], [loss for _, loss in pairs]
 

@@ -14,6 +14,9 @@ from fedspa.settings import Settings, Target, message_dtype
 from fedspa_kernels import L0Accumulator, expand_mask
 from fedspa_kernels.checks import together
 
+# Entries that a CPU computes with at a time: they stay in its cache, whatever temporaries it takes.
+PART = 2**18
+
 
 def blocks_per_client(capacities: Sequence[float], blocks: int, limit: int | None) -> list[int]:
     """max(1, round(capacity * limit)) blocks for each client; limit None: all of the model's."""
@@ -119,7 +122,10 @@ class BlockAggregation:
         with together():
             layers = {name: self._agree_layer(name, target) for name in self.dense}
             # One transfer for the numbers of all layers, as for all checks: each waits for a GPU.
-            counted = [self._count_votes(name, mask) for name, (_, mask) in layers.items()]
+            counted = [
+                _count_votes(self._sums[name].votes, mask, self.clients)
+                for name, (_, mask) in layers.items()
+            ]
             numbers = torch.stack(counted).tolist()
         return {
             name: AgreedLayer(weight, mask, tuple(histogram), kept)
@@ -130,34 +136,56 @@ class BlockAggregation:
 
     def _agree_layer(self, name: str, target: Target) -> tuple[Tensor, Tensor]:
         """The layer's weight and mask, (rows, cols) both."""
-        sums, dense = self._sums[name], self.dense[name]
-        weight = self._average(sums, dense)
+        votes = self._sums[name].votes
+        weight = self._average(self._sums[name], self.dense[name])
         mask = expand_mask(
-            sums.votes,
+            votes,
             self.clients,
             sparsity=target.sparsity,
             pattern=target.pattern,
-            scores=weight.abs().float(),
+            scores=weight.abs(),
             group=self.settings.expansion,
         )
-        return torch.where(mask, weight, torch.zeros_like(weight)), mask
-
-    def _count_votes(self, name: str, mask: Tensor) -> Tensor:
-        """How many weights the mask keeps, then how many got 0 .. clients votes: int64."""
-        votes = self._sums[name].votes
-        if self.clients < 256:
-            votes = votes.to(torch.uint8)
-        # bincount would ask the device for the largest vote, which waits.
-        kept_by = [(votes == v).sum() for v in range(self.clients + 1)]
-        return torch.stack([mask.sum(), *kept_by])
+        return _zero_pruned_(weight, mask), mask
 
     def _average(self, sums: L0Accumulator, dense: Tensor) -> Tensor:
+        """The layer's weight before it is masked, a new contiguous tensor."""
         if self.settings.aggregation == "mask":
-            return dense
+            return dense.clone(memory_format=torch.contiguous_format)
         if self.settings.aggregation == "l0":
-            return sums.average(dense.dtype).weight
+            return sums.weight(dense.dtype)
         divisor = self._samples if self.settings.weighting == "samples" else self.clients
         return (sums.total / divisor).to(dense.dtype)
+
+
+def _zero_pruned_(weight: Tensor, mask: Tensor) -> Tensor:
+    """Set to 0 what the mask does not keep, in place: (rows, cols) both, contiguous."""
+    if weight.device.type != "cpu":
+        return weight.masked_fill_(~mask, 0)
+    # Ten times as fast on a CPU. The bits are multiplied and not the numbers, of which a product
+    # with 0 would keep the sign, and NaN.
+    bits = weight.view(torch.int32 if weight.element_size() == 4 else torch.int16).view(-1)
+    for part, kept in zip(bits.split(PART), mask.view(-1).split(PART), strict=True):
+        part.mul_(kept.to(part.dtype))
+    return weight
+
+
+def _count_votes(votes: Tensor, mask: Tensor, clients: int) -> Tensor:
+    """How many weights the mask keeps, then how many got 0 .. clients votes: int64.
+
+    bincount would ask the device for the largest vote, which waits.
+    """
+    narrow = torch.uint8 if clients < 256 else torch.int32
+    if votes.device.type != "cpu":
+        votes = votes.to(narrow)
+        kept_by = torch.stack([(votes == v).sum() for v in range(clients + 1)])
+    else:
+        # A sum would make an int64 of every entry first, and a comparison takes longer than what
+        # is 0 where both are equal.
+        parts = [part.to(narrow) for part in votes.view(-1).split(PART)]
+        other = [[(part ^ v).count_nonzero() for v in range(clients + 1)] for part in parts]
+        kept_by = votes.numel() - torch.stack([torch.stack(part) for part in other]).sum(0)
+    return torch.cat([mask.count_nonzero().view(1), kept_by])
 
 
 def pack_block(
@@ -178,6 +206,11 @@ def received_weights(message: BlockMessage, agreed: dict[str, AgreedLayer]) -> d
     """What every holder of the message has: the model must not keep digits that were not sent."""
     with together():
         return {
-            name: agreed[name].weight if layer.values is None else layer.weight()
+            name: agreed[name].weight if _holds_all(layer, agreed[name]) else layer.weight()
             for name, layer in message.layers.items()
         }
+
+
+def _holds_all(layer: LayerMessage, agreed: AgreedLayer) -> bool:
+    """Whether a message's receiver has the agreed weight bit for bit."""
+    return layer.values is None or layer.values.dtype == agreed.weight.dtype

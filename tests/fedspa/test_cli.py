@@ -250,3 +250,13 @@ def test_eval_refuses_what_it_cannot_measure(checkpoint, texts, tmp_path):
 def test_fewer_windows_than_samples_are_used_and_said(checkpoint, texts, tmp_path):
     result = prune(checkpoint, texts, tmp_path / "out", "--samples", 1000)
     assert "client 'a' has 25 windows of 16 tokens, fewer than the 1000 samples" in result.stderr
+
+
+@pytest.mark.parametrize("own_process", [True, False])
+def test_only_a_process_of_its_own_keeps_freed_memory(monkeypatch, own_process):
+    kept = []
+    monkeypatch.setattr("fedspa.cli._keep_freed_memory", lambda: kept.append(True))
+    monkeypatch.setattr("sys.argv", ["fedspa", "--help"])
+    with pytest.raises(SystemExit):
+        main() if own_process else main(["--help"])
+    assert kept == [True] * own_process

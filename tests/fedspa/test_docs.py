@@ -8,6 +8,7 @@ import pytest
 from small_models import make_clients, make_model, save_with_tokenizer
 from transformers import AutoModelForCausalLM
 
+from bench.__main__ import main as benches
 from fedspa import Settings, federate
 from fedspa.cli import main
 from fedspa.output import load_masks
@@ -22,12 +23,13 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 def commands() -> list[list[str]]:
-    """Every line of the pages that calls make or fedspa, as words."""
+    """Every line of the pages that calls make, fedspa or the benches, as words."""
     lines = []
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
         shell = "".join(blocks(page, "sh")) + "\n".join(re.findall(r"^ {4}(\S.*)$", text, re.M))
-        lines += [line for line in shell.splitlines() if re.match(r"\s*(make|fedspa)\b", line)]
+        called = re.compile(r"\s*(make\b|fedspa\b|python -m bench )")
+        lines += [line for line in shell.splitlines() if called.match(line)]
     return [shlex.split(line, comments=True) for line in lines]
 
 
@@ -78,8 +80,12 @@ def test_every_command_of_the_docs_exists(words):
         targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M)
         assert all(word in targets for word in words[1:] if "=" not in word)
         return
-    name, *rest = words[1:]
-    command = main.commands[name]
+    if words[0] == "python":
+        name, *rest = words[3:]
+        command = benches.get_command(None, name)
+    else:
+        name, *rest = words[1:]
+        command = main.commands[name]
     known = {option for parameter in command.params for option in parameter.opts}
     assert {word for word in rest if word.startswith("--")} <= known
 

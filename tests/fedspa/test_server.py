@@ -5,6 +5,7 @@ import torch
 
 from fedspa.messages import BlockMessage, pack_layer
 from fedspa.server import (
+    PART,
     BlockAggregation,
     blocks_per_client,
     pack_block,
@@ -95,6 +96,39 @@ def test_the_server_holds_no_clients_tensors():
     held = [t for t in vars(sums._sums["linear"]).values() if isinstance(t, torch.Tensor)]
     assert sum(t.nbytes for t in held) <= 64 * 64 * 8
     assert sums.clients == 50
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("aggregation", ["l0", "mean", "mask"])
+def test_layers_of_many_parts_are_those_of_plain_arithmetic(dtype, aggregation):
+    shape = (3, PART // 2 + 5)
+    dense = torch.randn(shape, dtype=dtype)
+    settings = Settings(sparsity=0.6, aggregation=aggregation, weighting="samples")
+    sums = BlockAggregation({"linear": dense}, settings)
+    total, shares, votes = torch.zeros(shape), torch.zeros(shape), torch.zeros(shape).int()
+    for samples in (1, 2, 4):  # powers of two: no product is rounded
+        weight, mask = torch.randn(shape, dtype=dtype), torch.rand(shape) > 0.5
+        layer = pack_layer(weight, mask, None, aggregation == "mask")
+        sums.add(BlockMessage("c", 0, 0, samples, {"linear": layer}))
+        total += samples * torch.where(mask, weight, 0).float()
+        shares += samples * mask
+        votes += mask
+    divisor = {"l0": shares.clamp(min=1), "mean": torch.tensor(7.0)}.get(aggregation)
+    average = dense if divisor is None else (total / divisor).to(dtype)
+    agreed = sums.agree(Target(sparsity=0.6))["linear"]
+    assert torch.equal(agreed.weight, torch.where(agreed.mask, average, 0))
+    assert not agreed.weight[~agreed.mask].signbit().any()
+    assert agreed.histogram == tuple(torch.bincount(votes.view(-1), minlength=4).tolist())
+    assert agreed.kept == int(agreed.mask.sum()) == votes.numel() - -(-votes.numel() * 3 // 5)
+    assert torch.equal(sums.dense["linear"], dense)
+
+
+def test_more_clients_than_a_byte_counts_are_counted():
+    sums = BlockAggregation({"linear": DENSE}, Settings(sparsity=0.25))
+    for index in range(300):
+        sums.add(message([1.0, 2.0, float(index < 256), 0.0]))
+    histogram = sums.agree(Target(sparsity=0.25))["linear"].histogram
+    assert {votes: n for votes, n in enumerate(histogram) if n} == {0: 1, 256: 1, 300: 2}
 
 
 def test_messages_of_another_block_are_refused():

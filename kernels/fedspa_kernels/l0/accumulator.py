@@ -12,6 +12,9 @@ from fedspa_kernels.bitmask import decompress, unpack_mask
 from fedspa_kernels.l0 import reference
 from fedspa_kernels.results import Average, Compressed
 
+# Entries: with their divisors they stay in a CPU's cache, and no temporary asks for new pages.
+PART = 2**18
+
 
 class L0Accumulator:
     """Takes one client at a time and holds two tensors (three with importances), not C.
@@ -77,10 +80,20 @@ class L0Accumulator:
 
         raises: ValueError where no client was added
         """
+        return Average(self.weight(dtype), self._votes.clone())
+
+    @torch.no_grad()
+    def weight(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return the weight of `average` alone, a new tensor.
+
+        raises: ValueError where no client was added
+        """
         if not self._clients:
             raise ValueError("L0Accumulator: there are no clients; add at least one")
         kept = self._votes if self._importance is None else self._importance
-        return Average(reference.divide(self._total, kept).to(dtype), self._votes.clone())
+        if self._total.device.type == "cpu":
+            return _divide_in_parts(self._total, kept, dtype)
+        return reference.divide(self._total, kept).to(dtype)
 
     def _check(self, weight: Tensor, mask: Tensor | None, importance: float) -> None:
         check_floats("L0Accumulator", weight=weight)
@@ -96,3 +109,18 @@ class L0Accumulator:
             check_mask("L0Accumulator", mask, weight.shape)
         if not (importance > 0 and math.isfinite(importance)):
             raise ValueError(f"L0Accumulator: importance is {importance}; pass a finite number > 0")
+
+
+def _divide_in_parts(total: Tensor, kept: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return total / kept in a dtype, 0 where nobody kept anything, for contiguous sums on a CPU.
+
+    There the total is 0, and any divisor above 0 and up to the least `kept` there is will do. A
+    choice between quotient and 0 took twice as long, and whole temporaries longer again.
+    """
+    average = torch.empty(total.shape, dtype=dtype)
+    parts = (tensor.view(-1).split(PART) for tensor in (total, kept, average))
+    for total_part, kept_part, average_part in zip(*parts, strict=True):
+        # Whole votes become float32 once, as a quotient of mixed dtypes does entry by entry.
+        divisor = kept_part.float().clamp(min=2.0**-149)
+        average_part.copy_(total_part / divisor)
+    return average
