@@ -1,8 +1,8 @@
 """`python -m bench compare A B`: what got faster or slower beyond noise.
 
 A case counts where the medians differ by more than the noise and the intervals from the 20th to
-the 80th percentile do not overlap. Only our own times are compared; the other codes' times say
-whether the machine was the same.
+the 80th percentile do not overlap. Only our own times are compared. A case that failed has none,
+and is named with the reason.
 """
 
 from dataclasses import dataclass
@@ -44,8 +44,7 @@ def compare(
             f"compare: one file holds results of kind {before['kind']}, the other of "
             f"{after['kind']}; compare two of the same kind"
         )
-    olds = {identify(result): result for result in before["results"]}
-    news = {identify(result): result for result in after["results"]}
+    olds, news = _timed(before), _timed(after)
     changes = [
         Change(name, _interval(olds[key], name), _interval(news[key], name))
         for key in olds.keys() & news.keys()
@@ -55,6 +54,19 @@ def compare(
     only_before = sorted(describe(result) for key, result in olds.items() if key not in news)
     only_after = sorted(describe(result) for key, result in news.items() if key not in olds)
     return changes, only_before, only_after
+
+
+def _timed(document: dict[str, Any]) -> dict[tuple[Any, ...], Result]:
+    return {identify(result): result for result in document["results"] if "failed" not in result}
+
+
+def failures(document: dict[str, Any], path: Path) -> list[str]:
+    """Say of each case without a time that it is left out, and why there is none."""
+    return [
+        f"left out, no time in {path}: {describe(result)}: {result['failed']}"
+        for result in document["results"]
+        if "failed" in result
+    ]
 
 
 def describe(result: Result) -> str:
@@ -138,9 +150,13 @@ def command(
         f"{len(slower)} slower, {len(counted) - len(slower)} faster, "
         f"{len(changes) - len(counted)} as before (medians within {noise:.0%}, or p20–p80 overlap)."
     )
-    for names, path in ((only_before, before), (only_after, after)):
+    for names, path, document in zip(
+        (only_before, only_after), (before, after), documents, strict=True
+    ):
         for name in names:
             click.echo(f"only in {path}: {name}")
+        for sentence in failures(document, path):
+            click.echo(sentence)
     if fail_if_slower and slower:
         ctx.exit(1)
 

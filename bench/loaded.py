@@ -20,7 +20,10 @@ FLOOR = "floor"
 
 @dataclass
 class Machine:
-    """One machine, what was measured on it, and the files that hold it (name, document)."""
+    """One machine, what was measured on it, and the files that hold it (name, document).
+
+    failed: cases that the newest file with them has without a time, and in "failed" why
+    """
 
     device: str
     name: str
@@ -28,6 +31,7 @@ class Machine:
     operators: list[Result] = field(default_factory=list)
     models: list[Result] = field(default_factory=list)
     growth: list[Result] = field(default_factory=list)
+    failed: list[Result] = field(default_factory=list)
 
     @property
     def slug(self) -> str:
@@ -49,9 +53,13 @@ def read_folder(folder: Path) -> list[tuple[str, dict[str, Any]]]:
 
 
 def machines(files: Iterable[tuple[str, dict[str, Any]]]) -> list[Machine]:
-    """Sort files by machine, GPUs first; where two files have the same case, the newer counts."""
+    """Sort files by machine, GPUs first; where two files have the same case, the newer counts.
+
+    files: the oldest first. A case that failed takes no time away that an older file has.
+    """
     found: dict[tuple[str, str], Machine] = {}
     newest: dict[tuple[Any, ...], tuple[Machine, str, Result]] = {}
+    failed: dict[tuple[Any, ...], tuple[Machine, Result]] = {}
     for name, document in files:
         device, title = document["device"], machine_name(document)
         machine = found.setdefault((device, title), Machine(device, title))
@@ -64,9 +72,15 @@ def machines(files: Iterable[tuple[str, dict[str, Any]]]) -> list[Machine]:
                 "file": name,
             }
             identity = (device, title, document["kind"], *identify(result))
-            newest[identity] = (machine, document["kind"], measured)
+            failed.pop(identity, None)
+            if "failed" in result:
+                failed[identity] = (machine, measured)
+            else:
+                newest[identity] = (machine, document["kind"], measured)
     for machine, kind, measured in newest.values():
         getattr(machine, {"model": "models"}.get(kind, kind)).append(measured)
+    for machine, result in failed.values():
+        machine.failed.append(result)
     return sorted(found.values(), key=lambda machine: (machine.device != "cuda", machine.name))
 
 

@@ -25,6 +25,9 @@ MOST_CALLS = 1000
 # Inputs that together are larger than this are in no cache when their turn comes again.
 CACHE = {"cpu": 64 * 2**20, "cuda": 128 * 2**20}
 MOST_SETS = {"cpu": 8, "cuda": 32}
+# Written before a GPU's sample: it empties the L2 cache, and keeps the GPU busy so long (0.3 ms)
+# that the sample's kernels are queued by then. Else the host's time would be measured.
+FLUSHED = 2**30
 # What a CPU's call allocates comes from other pages when another contender ran before it, and new
 # pages can take longer than the call (80 ms for 80 MB in a virtual machine). So a call of its own,
 # which is not timed, goes before each sample, unless it takes longer than this.
@@ -32,6 +35,8 @@ SETTLED = 5.0
 # A call that takes longer than this tells its time itself, though nothing was warm; on a GPU it may
 # have started libraries or compiled a kernel.
 LONG = {"cpu": 0.2, "cuda": 2.0}
+# A warm call that takes longer than this needs no second one to tell its time.
+SLOW = 0.1
 
 
 class WrongResult(RuntimeError):
@@ -44,32 +49,16 @@ def race(
     device: torch.device | str,
     *,
     budget: float,
-) -> dict[str, list[float]]:
-    """Measure contenders against each other; return the seconds of each one's calls.
+    estimates: Mapping[str, float],
+) -> Rounds:
+    """Measure contenders against each other; return the rounds: the seconds of each that ran in it.
 
     contenders: called with one of the input sets; the first is the one that all are compared with
     input_sets: rotated through, so that no call finds its inputs in the cache
     budget:     seconds, about; each is called at least once, and where that fits 5 times
-    """
-    rounds = race_rounds(contenders, input_sets, device, budget=budget)
-    return {name: [r[name] for r in rounds if name in r] for name in contenders}
-
-
-def race_rounds(
-    contenders: Mapping[str, Contender],
-    input_sets: Sequence[Any],
-    device: torch.device | str,
-    *,
-    budget: float,
-    estimates: Mapping[str, float] | None = None,
-) -> Rounds:
-    """Do what `race` does, and return the rounds: the seconds of each that ran in it.
-
-    estimates: what a call of each takes, from calls that have warmed it up; None: do that here
+    estimates:  what a call of each takes, from calls that have warmed it up
     """
     place = torch.device(device)
-    if estimates is None:
-        estimates = {n: estimate(run, input_sets[0], place) for n, run in contenders.items()}
     runs = plan(estimates, budget)
     names, count = list(contenders), max(runs.values())
     clocks: list[dict[str, Callable[[], float]]] = []
@@ -156,7 +145,7 @@ def estimate(run: Contender, inputs: Any, device: torch.device) -> float:
     """Warm up, and return about how many seconds a call takes."""
     best = _wall(run, inputs, device)
     if best < LONG[device.type]:
-        best = min(_wall(run, inputs, device) for _ in range(1 if best > 0.1 else 5))
+        best = min(_wall(run, inputs, device) for _ in range(1 if best > SLOW else 5))
     if best < SMALL[device.type]:
         calls = calls_per_sample(best, device)
         best = _wall(lambda inputs: [run(inputs) for _ in range(calls)], inputs, device) / calls
@@ -230,4 +219,4 @@ def _flush_cache(device: torch.device) -> None:
 
 @functools.cache
 def _far_memory(device: torch.device) -> torch.Tensor:
-    return torch.empty(256 * 2**20, dtype=torch.uint8, device=device)
+    return torch.empty(FLUSHED, dtype=torch.uint8, device=device)

@@ -40,12 +40,21 @@ python -m bench report                              # this page, from bench/resu
 ```
 
 Every result was compared with the reference before the clock ran; a wrong one has no time. The
-contenders of a case run in one process in turn, on fresh random inputs. `× pytorch` is how many
-times as long as FedSpa the best PyTorch took, as the median over those rounds. GB/s count the least
-bytes that must move, TFLOP/s two operations for every multiply-add that is needed, whatever the
-code really does; both are held against a copy and a matrix product of the same run. Peak MB are
-beyond the inputs, results included.
+contenders of a case run one after the other in one process, round after round, on fresh random
+inputs. `× pytorch` is how many times as long as FedSpa the best PyTorch took, as the median over
+those rounds. `× floor` is such a ratio too, to what a target names: for `obs_prune` one Cholesky
+factorisation and the product R·K² (on a CPU half of it) in float32, for `accumulate_hessian_` the
+whole product of its size in the inputs' dtype, all through PyTorch. GB/s count the least bytes that
+must move, TFLOP/s two operations for every multiply-add that is needed, whatever the code really
+does; both are held against a copy and a matrix product of the same run. Peak MB are beyond the
+inputs, results included.
 """
+CEILINGS = """\
+They are what PyTorch reaches here, not what the hardware could: a kernel that uses instructions
+which PyTorch's library leaves unused on this processor can pass 100 %, although only the operations
+that are needed count (of a symmetric product, half of the square)."""
+FAILED = """\
+The newest file with these cases has no time for them; the tables show an older one's, if any."""
 
 
 def write(folder: Path, page: Path, analysis: Path) -> list[Path]:
@@ -85,6 +94,8 @@ def compose(found: list[Machine], drawings: str, analysis: Path) -> tuple[str, d
     for machine in found:
         lines += _operators(machine, drawings, figures)
     for machine in found:
+        lines += _failed(machine)
+    for machine in found:
         lines += _models(machine)
     for machine in found:
         lines += _growth(machine, drawings, figures)
@@ -95,7 +106,7 @@ def compose(found: list[Machine], drawings: str, analysis: Path) -> tuple[str, d
 def _operators(machine: Machine, drawings: str, figures: dict[str, str]) -> Iterator[str]:
     if not machine.operators:
         return
-    yield from (f"## Operators on {machine.name}", "", provenance.ceilings(machine), "")
+    yield from (f"## Operators on {machine.name}", "", provenance.ceilings(machine), CEILINGS, "")
     for dtype in sorted({case["dtype"] for case in machine.operators}):
         cases = [case for case in machine.operators if case["dtype"] == dtype]
         figure = pictures.roofline(cases, middle([case["ceilings"] for case in cases]))
@@ -109,6 +120,12 @@ def _operators(machine: Machine, drawings: str, figures: dict[str, str]) -> Iter
         cases = [case for case in machine.operators if case["operator"] == operator]
         yield from (f"### `{operator}`", "", *tables.notes(cases), "")
         yield from (*tables.operator_table(cases), "")
+
+
+def _failed(machine: Machine) -> Iterator[str]:
+    if machine.failed:
+        yield from (f"## Not measured on {machine.name}", "", FAILED, "")
+        yield from (*tables.failed_table(machine.failed), "")
 
 
 def _models(machine: Machine) -> Iterator[str]:

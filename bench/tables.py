@@ -147,6 +147,21 @@ def _alike(sentences: Iterable[str]) -> list[str]:
     return list({re.sub(r"[\d.,e+-]+", "#", text): text.rstrip(".") for text in sentences}.values())
 
 
+def failed_table(failed: Sequence[Result]) -> list[str]:
+    """Make a row for the cases of an operator that have no time for the same reason."""
+    groups: dict[tuple[str, str], list[Result]] = {}
+    for name in operators(failed):
+        for case in (case for case in failed if case["operator"] == name):
+            groups.setdefault((name, case["failed"].rstrip(".")), []).append(case)
+    rows = []
+    for (name, why), cases in groups.items():
+        sizes = dict.fromkeys(
+            f"{case['sizes']['rows']} × {case['sizes']['cols']} {case['dtype']}" for case in cases
+        )
+        rows.append([f"`{name}`", ", ".join(sizes), why.replace("|", "/"), str(len(cases))])
+    return markdown(("operator", "sizes", "why", "cases"), rows, 3)
+
+
 def target_table(machine: Machine) -> list[str]:
     """Make a row a target of this kind of machine: what was measured, and whether it is reached."""
     rows = [
@@ -185,7 +200,8 @@ def bounded(target: Target, case: Case) -> str:
 def model_table(models: Sequence[Result]) -> list[str]:
     """Make a row a pipeline on one model: its stages, their sum, and that against our sum."""
     stages = list(dict.fromkeys(stage for model in models for stage in stage_seconds(model)))
-    headings = ["model", "pruner", "pipeline", "pruned", "dtype", "clients", "tokens"]
+    headings = ["model", "pruner", "pipeline", "pruned", "dtype", "clients"]
+    headings += ["windows in all × tokens"]
     headings += [
         "blocks measured",
         *stages,
@@ -227,6 +243,7 @@ def model_notes(models: Sequence[Result]) -> list[str]:
     """Say what was checked, and how the last column of `model_table` came about."""
     checks = _alike(model["check"] for model in models)
     hows = _alike(m["extrapolated"]["how"] for m in models if m["extrapolated"])
-    lines = ["The sum leaves out making the random weights. Only the last column is extrapolated."]
+    lines = ["The calibration windows are those of all clients, to whom they are dealt out evenly."]
+    lines += ["The sum leaves out making the random weights. Only the last column is extrapolated."]
     lines += [f"Extrapolated {how}." for how in hows]
     return [*lines, f"Checked, such as: {'; '.join(checks)}."]

@@ -5,12 +5,19 @@ bandwidth. It is reached where all of those cases reach it.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from bench.loaded import FLOOR, OURS, Machine, Result, total_seconds
 
 SQUARE = ((4096, 4096),)
 # The H200's table: the matrices of 7B and 70B models.
 MATRICES = ((4096, 4096), (8192, 8192), (28672, 8192), (8192, 28672))
+LARGE = ((8192, 8192),)
+# Its targets are about choosing a mask; with a given one it is in the operator's table alone.
+VARIANTS = {"obs_prune": ("50 %", "2:4")}
+# From about here on a matrix is a real layer's; what is smaller must not be slower than the
+# reference, and that is all that is asked of it.
+LAYER = 500
 OF_COPY = "of the copy bandwidth"
 OVER_FLOOR = "times the floor"
 SECONDS = "seconds"
@@ -23,7 +30,8 @@ class Target:
     measure: OF_COPY, a share; OVER_FLOOR, our time over the floor's; SECONDS, of a whole model; or
              the name of another code, how many times as long as ours that takes
     bound:   the least that the measure must be, or for OVER_FLOOR and SECONDS the most
-    sizes:   (rows, cols) of the cases; empty: all. The same for `clients`.
+    sizes:   (rows, cols) of the cases; empty: all. The same for `clients` and `variants`.
+    columns: cases with fewer are not meant
     """
 
     device: str
@@ -34,6 +42,8 @@ class Target:
     dtype: str | None = None
     sizes: tuple[tuple[int, int], ...] = ()
     clients: tuple[int, ...] = ()
+    variants: tuple[str, ...] = ()
+    columns: int = 0
 
     @property
     def at_most(self) -> bool:
@@ -63,12 +73,13 @@ class Verdict:
         return all(case.reached for case in self.cases) if self.cases else None
 
 
-def _gpu(subject: str, says: str, measure: str, bound: float, **where: tuple) -> Target:
-    where = {"sizes": MATRICES} | where
+def _gpu(subject: str, says: str, measure: str, bound: float, **where: Any) -> Target:
+    where = {"sizes": MATRICES, "variants": VARIANTS.get(subject, ())} | where
     return Target("cuda", subject, says, measure, bound, "bfloat16", **where)
 
 
-def _cpu(subject: str, says: str, measure: str, bound: float, **where: tuple) -> Target:
+def _cpu(subject: str, says: str, measure: str, bound: float, **where: Any) -> Target:
+    where = {"variants": VARIANTS.get(subject, ())} | where
     return Target("cpu", subject, says, measure, bound, "float32", **where)
 
 
@@ -78,12 +89,18 @@ TARGETS = (
     _gpu("expand_mask", "≥ 50 % of the copy bandwidth", OF_COPY, 0.50, clients=(8, 64)),
     _gpu("accumulate_hessian_", "≥ 1.4× the bf16 matrix product of its size", FLOOR, 1.4),
     _gpu("accumulate_hessian_", "≥ 15× SparseGPT's float32 step", "sparsegpt", 15),
-    _gpu("obs_prune", "≥ 50× SparseGPT's loop at 8192²", "sparsegpt", 50, sizes=((8192, 8192),)),
-    _gpu("obs_prune", "≥ 30× llm-compressor at 8192²", "llm-compressor", 30, sizes=((8192, 8192),)),
+    _gpu("obs_prune", "≥ 50× SparseGPT's loop at 8192²", "sparsegpt", 50, sizes=LARGE),
+    _gpu("obs_prune", "≥ 30× llm-compressor at 8192²", "llm-compressor", 30, sizes=LARGE),
     _gpu("obs_prune", "≤ 2× one Cholesky plus R·K² at the matrix rate", OVER_FLOOR, 2.0),
     _gpu("llama-2-7b", "whole model ≥ 15× SparseGPT's procedure", "peers", 15, sizes=()),
-    _gpu("llama-2-70b", "whole model under 5 minutes", SECONDS, 300, sizes=()),
-    _cpu("obs_prune", "≤ 1.3× one Cholesky + half the product R·K²", OVER_FLOOR, 1.3),
+    _gpu("llama-2-70b", "whole model under 5 minutes", SECONDS, 300, sizes=(), clients=(1,)),
+    _cpu(
+        "obs_prune",
+        f"≤ 1.3× one Cholesky + half the product R·K², from {LAYER} columns on",
+        OVER_FLOOR,
+        1.3,
+        columns=LAYER,
+    ),
     *(
         _cpu(
             "obs_prune", f"about {bound}× llm-compressor at {at}", "llm-compressor", bound, sizes=s
@@ -137,6 +154,8 @@ def _meant(target: Target, result: Result) -> bool:
         and target.dtype in (None, result["dtype"])
         and (not target.sizes or matrix in target.sizes)
         and (not target.clients or sizes.get("clients") in target.clients)
+        and (not target.variants or result["variant"] in target.variants)
+        and matrix[1] >= target.columns
     )
 
 
@@ -150,18 +169,25 @@ def _measured(target: Target, result: Result) -> float | None:
 
 
 def _models(target: Target, machine: Machine) -> list[tuple[str, float]]:
-    """Whole models: seconds of all blocks, or the peers' seconds over ours on the same blocks."""
+    """Whole models: seconds of all blocks, or the peers' seconds over ours on the same blocks.
+
+    The name of the case has the blocks that were measured: all seconds from fewer are extrapolated.
+    """
     wanted: Result = {"model": target.subject, "pipeline": OURS, "pruner": "sparsegpt"}
     wanted |= {"samples": 128, "seqlen": 2048}
     found = []
     for ours in machine.models:
         if any(ours[key] != value for key, value in wanted.items()):
             continue
-        name = f"{ours['model']}, {ours['pruner']}, {ours['clients']} clients"
+        clients = ours["clients"]
+        if target.clients and clients not in target.clients:
+            continue
+        pruned = ours["pattern"] or f"{100 * ours['sparsity']:g} %"
+        name = f"{ours['model']}, {ours['pruner']} {pruned}, {clients} client{'s' * (clients > 1)}"
+        name += f", {ours['blocks']} of {ours['of_blocks']} blocks"
         if target.measure == SECONDS:
             if whole := ours["extrapolated"]:
-                blocks = f"{ours['blocks']} of {ours['of_blocks']} blocks"
-                found.append((f"{name}, {blocks}", whole["seconds"]))
+                found.append((name, whole["seconds"]))
         elif peers := counterpart(ours, machine.models):
             found.append((name, total_seconds(peers) / total_seconds(ours)))
     return found

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from bench import memory, protocol
-from bench.operators import Case, Sizes, find_operator, measure
-from bench.operators.measure import Entrants, kernels, record
+from bench.operators import Case, Sizes, find_operator
+from bench.operators.measure import Entrants, kernels, measure_case, record
 
 # Of each axis: its sizes, and of each operator the case and what stays as it is.
 AXES: dict[str, tuple[tuple[int, ...], dict[str, tuple[str, Sizes]]]] = {
@@ -94,12 +94,12 @@ def measure_point(
     case, sizes = point.case, point.sizes
     shape = f"{sizes.rows}x{sizes.cols}"
     if case.operations(sizes) <= MOST_CHECKED:
-        result = measure(
+        result = measure_case(
             case, shape, sizes, dtype, device, ceilings, budget=BUDGET, baselines=False
         )
     else:
         entrants = _alone(case, sizes, dtype, device)
-        rounds = protocol.race_rounds(
+        rounds = protocol.race(
             entrants.runs, entrants.sets, device, budget=BUDGET, estimates=entrants.estimates
         )
         result = record(case, shape, sizes, dtype, entrants, rounds, ceilings)

@@ -2,7 +2,6 @@
 
 from bench.operators import bitmask, expansion, hessian, l0, obs, obs_shared, selection, wanda
 from bench.operators.case import Baseline, Case, Inputs, Sizes
-from bench.operators.measure import measure
 
 __all__ = [
     "CASES",
@@ -12,7 +11,6 @@ __all__ = [
     "Inputs",
     "Sizes",
     "find_operator",
-    "measure",
 ]
 
 CASES: tuple[Case, ...] = (

@@ -9,8 +9,9 @@ from bench.operators.case import Baseline, Case, Inputs, Sizes
 from bench.peers import llmcompressor, sparsegpt
 from fedspa_kernels import accumulate_hessian_
 
-# Sums of some thousand products in another order, in float32.
-TOLERANCE = 1e-5
+# Sums of some thousand products in another order, in float32. Tensor cores round every 16 products
+# towards 0: 512 times for 8,192 tokens, each by up to 2^-23. A lost token would make 1.2e-4.
+TOLERANCE = {"cpu": 1e-5, "cuda": 6e-5}
 
 
 def _inputs(sizes: Sizes, dtype: torch.dtype, generator: torch.Generator) -> Inputs:
@@ -25,7 +26,7 @@ def _run(inputs: Inputs, backend: str | None) -> Any:
 
 
 def _check(inputs: Inputs, found: Any, expected: Any) -> str:
-    return draw.close("hessian", found, expected, TOLERANCE)
+    return draw.close("hessian", found, expected, TOLERANCE[found.device.type])
 
 
 def _least_bytes(sizes: Sizes, itemsize: int) -> float:

@@ -1,5 +1,8 @@
 """ℓ0 averages: every client's weight in, one average and its votes out."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -8,9 +11,8 @@ import torch
 from bench.operators import draw
 from bench.operators.bitmask import unpack
 from bench.operators.case import Baseline, Case, Inputs, Sizes
-from bench.operators.measure import backend_from_environment
 from bench.peers import aggregation
-from fedspa_kernels import L0Accumulator, compress, l0_average, l0_average_compressed
+from fedspa_kernels import L0Accumulator, compress, dispatch, l0_average, l0_average_compressed
 
 # A mask's least is a bit a weight: the bool that l0_average takes has eight times that.
 BIT = 1 / 8
@@ -52,11 +54,26 @@ def _run_compressed(inputs: Inputs, backend: str | None) -> Any:
 def _stream(inputs: Inputs, backend: str | None) -> Any:
     """Clients as they arrive; it has no argument for a backend, but the environment does."""
     first = inputs["weights"][0]
-    with backend_from_environment(backend):
+    with _backend_from_environment(backend):
         accumulator = L0Accumulator(first.shape, first.device)
         for weight, mask in zip(inputs["weights"], inputs["masks"], strict=True):
             accumulator.add(weight, mask)
         return accumulator.average(first.dtype)
+
+
+@contextmanager
+def _backend_from_environment(backend: str | None) -> Iterator[None]:
+    """Choose the backend of calls that have no argument for it."""
+    before = os.environ.get(dispatch.VARIABLE)
+    if backend is not None:
+        os.environ[dispatch.VARIABLE] = backend
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(dispatch.VARIABLE, None)
+        else:
+            os.environ[dispatch.VARIABLE] = before
 
 
 def _check(inputs: Inputs, found: Any, expected: Any) -> str:

@@ -1,9 +1,7 @@
 """Measure one case at one size: check first, then the peaks of memory, then the race."""
 
-import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -39,7 +37,7 @@ class Entrants:
     skipped: dict[str, str] = field(default_factory=dict)
 
 
-def measure(
+def measure_case(
     case: Case,
     shape: str,
     sizes: Sizes,
@@ -61,7 +59,7 @@ def measure(
     raises:    WrongResult where ours is not the reference's
     """
     entrants = prepare(case, sizes, dtype, device, longest=longest, baselines=baselines)
-    rounds = protocol.race_rounds(
+    rounds = protocol.race(
         entrants.runs, entrants.sets, device, budget=budget, estimates=entrants.estimates
     )
     return record(case, shape, sizes, dtype, entrants, rounds, ceilings)
@@ -160,21 +158,6 @@ def described(case: Case, shape: str, sizes: Sizes, dtype: torch.dtype) -> dict[
     }
 
 
-@contextmanager
-def backend_from_environment(backend: str | None) -> Iterator[None]:
-    """Choose the backend of calls that have no argument for it."""
-    before = os.environ.get(dispatch.VARIABLE)
-    if backend is not None:
-        os.environ[dispatch.VARIABLE] = backend
-    try:
-        yield
-    finally:
-        if before is None:
-            os.environ.pop(dispatch.VARIABLE, None)
-        else:
-            os.environ[dispatch.VARIABLE] = before
-
-
 def _draw(case: Case, sizes: Sizes, dtype: torch.dtype, device: torch.device, seed: int) -> Inputs:
     return case.inputs(sizes, dtype, torch.Generator(device).manual_seed(seed))
 
@@ -196,19 +179,27 @@ def _enter(
 ) -> Any:
     """Call a contender for the first time; note peak and time, and return its result."""
     inputs = entrants.sets[0]
-    start = time.perf_counter()
-    peak, result = memory.peak(lambda: run(inputs), device)
-    taken = time.perf_counter() - start
+    peak, taken, result = _first(run, inputs, device)
     if case.writes and isinstance(result, torch.Tensor):
         result = result.clone()  # the next calls change it
     # A first call loads, compiles and starts threads, and ours at least is measured without that.
     if taken < protocol.LONG[device.type] or name.startswith(OURS):
-        peak, _ = memory.peak(lambda: run(inputs), device)
-        taken = protocol.estimate(run, inputs, device)
+        peak, taken, _ = _first(run, inputs, device)
+        if taken < protocol.SLOW:
+            taken = protocol.estimate(run, inputs, device)
     entrants.runs[name], entrants.estimates[name] = run, taken
     if peak is not None:
         entrants.peaks[name] = peak
     return result
+
+
+def _first(
+    run: Callable[[Inputs], Any], inputs: Inputs, device: torch.device
+) -> tuple[int | None, float, Any]:
+    """Call once; return the peak of its bytes, its seconds, and its result."""
+    start = time.perf_counter()
+    peak, result = memory.peak(lambda: run(inputs), device)
+    return peak, time.perf_counter() - start, result
 
 
 def _enter_baseline(

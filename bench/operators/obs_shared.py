@@ -50,9 +50,9 @@ def _separate(inputs: Inputs) -> Any:
 
 
 def _floor(inputs: Inputs) -> Any:
-    """One Cholesky, and half of the products of all three."""
+    """One Cholesky, and for each of the three the product of `obs.floor`."""
     factor, weights = obs.cholesky(inputs["hessian"]), inputs["weights"]
-    return [obs.half_product(weight, factor) for weight in weights]
+    return [obs.product(weight, factor) for weight in weights]
 
 
 CASES = (

@@ -41,7 +41,10 @@ GPU_SHAPES = (
 CPU_DTYPES, GPU_DTYPES = ("float32", "bfloat16"), ("bfloat16", "float32")
 CPU_CLIENTS, GPU_CLIENTS = (16,), (8, 64)
 # Where one also sees what a client more costs.
-MANY_CLIENTS = {"opt-125m.down": (1, 8, 16, 64)}
+MANY_CLIENTS: dict[str, dict[str, tuple[int, ...]]] = {
+    "cpu": {"opt-125m.down": (1, 8, 16, 64)},
+    "cuda": {"llama-2-7b.q": (1, 8, 64)},
+}
 TOKENS = {"cpu": 2048, "cuda": 8192}
 
 
@@ -74,7 +77,8 @@ def jobs(
     operators: names; shapes: names, sizes or "all"; dtypes: names; clients: numbers
     raises:    ValueError where one is not known
     """
-    cases = [case for name in operators for case in find_operator(name)] or list(CASES)
+    cases = [case for name in dict.fromkeys(operators) for case in find_operator(name)]
+    cases = cases or list(CASES)
     named = _shapes(shapes or (GPU_SHAPES if device == "cuda" else CPU_SHAPES))
     found: list[Job] = []
     usual = GPU_DTYPES if device == "cuda" else CPU_DTYPES
@@ -107,9 +111,8 @@ def _at(
     for case in cases:
         if shape.cols % case.multiple or not (case.half or dtype == torch.float32):
             continue
-        counts = tuple(clients) or (
-            GPU_CLIENTS if device == "cuda" else MANY_CLIENTS.get(shape.name, CPU_CLIENTS)
-        )
+        usual = GPU_CLIENTS if device == "cuda" else CPU_CLIENTS
+        counts = tuple(clients) or MANY_CLIENTS[device].get(shape.name, usual)
         for count in counts if "clients" in case.uses else counts[:1]:
             sizes = Sizes(shape.rows, shape.cols, count, TOKENS[device])
             found.append(Job(case, shape.name, sizes, dtype))

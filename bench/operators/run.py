@@ -1,22 +1,32 @@
 """Measure jobs one after the other within a time, and leave a result file after each."""
 
+import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 import torch
 
 from bench import ceilings, results
-from bench.operators.measure import LONGEST, described, measure
+from bench.operators.measure import LONGEST, described, measure_case
 from bench.operators.plan import Job, jobs
 from bench.operators.table import line, show
 
-# Of a job's time, the race; the rest is inputs, check and first calls.
+# Of a job's equal part of the time, the race; the rest is inputs, check and first calls.
 RACE, MOST_RACE = 0.4, 2.0
-# What a job takes besides its slow baselines: at least two calls of each of these.
+# What is kept of the time for every job that is still to come.
 LEAST_JOB = 0.6
+# A slow baseline is called twice before the race and once in it, and of such there may be two.
+SLOW_CALLS = 6
+
+
+class Share(NamedTuple):
+    """Seconds that a job may take: for its race, and for one call of a baseline."""
+
+    race: float
+    longest: float
 
 
 def options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -45,50 +55,55 @@ def run_jobs(todo: Sequence[Job], device: str, out: Path, seconds: float) -> int
     start = time.monotonic()
     found: list[dict[str, Any]] = []
     rates = ceilings.measure(device)
-    for number, (job, share) in enumerate(shares(todo, device, start + seconds), 1):
+    document = results.new("operators", device, found, rates)
+    # What is there by now stays, and need not be searched for garbage before every race.
+    gc.collect()
+    gc.freeze()
+    for number, (job, share) in enumerate(shares(todo, start + seconds), 1):
         found.append(_run(job, device, rates, share))
         click.echo(f"[{number}/{len(todo)}] {job.name}: {line(found[-1])}")
-        results.write(out, results.new("operators", device, found, rates))
+        results.write(out, document)
+        if device == "cuda":
+            # After the file is written: where a kernel has broken the GPU, this raises.
+            torch.cuda.empty_cache()
     show(found, rates)
     click.echo(f"{len(found)} results in {out}, {time.monotonic() - start:.0f} s")
     return int(any("failed" in result for result in found))
 
 
-def shares(todo: Sequence[Job], device: str, end: float) -> Iterator[tuple[Job, float]]:
-    """Give each job its share of the seconds that are left, by what it is thought to take."""
-    expected = [expected_seconds(job, device) for job in todo]
+def shares(todo: Sequence[Job], end: float) -> Iterator[tuple[Job, Share | None]]:
+    """Give each job its part of the seconds that are left, and None when there are none.
+
+    For the races the parts are equal. For slow baselines the first jobs have whatever the others
+    do not need at the least: a time that is too short takes nothing from what comes first.
+    """
     for number, job in enumerate(todo):
-        left = max(0.0, end - time.monotonic())
-        yield job, left * expected[number] / sum(expected[number:])
+        left, others = end - time.monotonic(), len(todo) - number - 1
+        if left < LEAST_JOB:
+            yield job, None
+            continue
+        equal = left / (others + 1)
+        spare = max(equal, left - LEAST_JOB * others)
+        yield job, Share(min(MOST_RACE, RACE * equal), min(LONGEST, spare / SLOW_CALLS))
 
 
-def expected_seconds(job: Job, device: str) -> float:
-    """About how long a job takes: its slow baselines are called twice."""
-    here = [b for b in job.case.baselines.values() if not b.why_not()]
-    slow = sum(baseline.seconds(job.sizes, device) for baseline in here)
-    return LEAST_JOB + 2 * slow
-
-
-def _run(job: Job, device: str, rates: dict[str, Any], share: float) -> dict[str, Any]:
+def _run(job: Job, device: str, rates: dict[str, Any], share: Share | None) -> dict[str, Any]:
     """Measure one job; what it raises becomes its result, and the next one has its turn."""
     about = described(job.case, job.shape, job.sizes, job.dtype)
-    if share == 0:
+    if share is None:
         return {**about, "failed": "not measured, the time was over; allow more --minutes"}
     try:
-        return measure(
+        return measure_case(
             job.case,
             job.shape,
             job.sizes,
             job.dtype,
             device,
             rates,
-            budget=min(MOST_RACE, RACE * share),
-            # Of two slow baselines, each is called twice.
-            longest=min(LONGEST, share / 4),
+            budget=share.race,
+            longest=share.longest,
         )
     except Exception as error:
-        text = " ".join(str(error).split())
-        return {**about, "failed": f"{type(error).__name__}: {text[:300]}"}
-    finally:
-        if device == "cuda":
-            torch.cuda.empty_cache()
+        failed = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    gc.collect()  # the frames of the error may hold the inputs, which the next job needs freed
+    return {**about, "failed": failed}

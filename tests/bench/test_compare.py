@@ -100,6 +100,18 @@ def test_other_machines_threads_versions_and_ceilings_are_said(compared):
     assert "differ" not in compared(document(operator(1.0)), document(operator(1.0))).output
 
 
+def test_cases_that_failed_are_left_out_with_a_line(compared):
+    good, other = operator(1.0), operator(1.0, shape="64x64", dtype="bfloat16")
+    bad = {key: value for key, value in other.items() if key != "times"}
+    bad["failed"] = "OutOfMemoryError: tried to allocate 1 TiB"
+    done = compared(document(good, bad), document(good, other))
+    assert done.exit_code == 0, done.output
+    assert "0 slower, 0 faster, 1 as before" in done.output
+    (line,) = [line for line in done.output.splitlines() if line.startswith("left out")]
+    assert "a.json: wanda_prune, row 50 %, 64x64, " in line and bad["failed"] in line
+    assert "b.json: wanda_prune, row 50 %, 64x64, " in done.output, "one alone has a time"
+
+
 def test_models_are_compared_by_the_sum_of_their_stages_without_making_weights(compared):
     def model(seconds):
         return {

@@ -8,8 +8,8 @@ import torch
 
 import fedspa_kernels
 from bench import protocol
-from bench.operators import CASES, OPERATORS, Baseline, Sizes, find_operator, measure
-from bench.operators.measure import prepare
+from bench.operators import CASES, OPERATORS, Baseline, Sizes, find_operator, obs
+from bench.operators.measure import measure_case, prepare
 from bench.operators.table import line, table
 from bench.protocol import WrongResult
 from fedspa_kernels import Pruned, dispatch
@@ -27,7 +27,7 @@ each_case = pytest.mark.parametrize("case", FAST, ids=[case.name for case in FAS
 
 
 def measured(case, dtype=torch.float32, **options):
-    return measure(case, "tiny", TINY, dtype, "cpu", CEILINGS, budget=0.002, **options)
+    return measure_case(case, "tiny", TINY, dtype, "cpu", CEILINGS, budget=0.002, **options)
 
 
 def tensors(result):
@@ -73,7 +73,7 @@ def test_a_result_has_everything_that_the_format_says(case):
 @each_case
 def test_a_wrong_operator_is_refused_before_the_clock(case, monkeypatch):
     """Every tensor of a result is spoilt in turn; each of them is found."""
-    monkeypatch.setattr(protocol, "race_rounds", lambda *a, **k: pytest.fail("the clock ran"))
+    monkeypatch.setattr(protocol, "race", lambda *a, **k: pytest.fail("the clock ran"))
     inputs = case.inputs(TINY, torch.float32, torch.Generator().manual_seed(0))
     count = len(tensors(case.run(inputs, "reference")))
     # The last one of obs_prune is its loss, which a given mask is not checked by.
@@ -176,6 +176,11 @@ def test_a_baseline_that_cannot_be_measured_is_left_out_with_a_reason():
     assert result["skipped"]["slow"] == "would take over 60 s (about 120 s a call)"
     assert result["skipped"]["greedy"] == "ran out of memory on 16x32"
     assert result["skipped"]["small"] == "cannot do it: k not in range for dimension"
+
+
+def test_the_floors_product_has_half_of_the_rows_where_half_is_all_that_is_needed():
+    weight, factor = torch.randn(5, 4, dtype=torch.bfloat16), torch.randn(4, 4)
+    assert torch.equal(obs.product(weight, factor), weight[:3].float() @ factor)
 
 
 def test_ours_alone_is_still_checked():

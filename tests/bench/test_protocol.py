@@ -38,7 +38,7 @@ def clock(monkeypatch):
 def test_contenders_take_turns_on_inputs_in_rotation(clock):
     runs = {name: clock.contender(name, 0.01) for name in ("fedspa", "pytorch", "floor")}
     estimates = dict.fromkeys(runs, 0.01)
-    rounds = protocol.race_rounds(runs, [0, 1], CPU, budget=0.3, estimates=estimates)
+    rounds = protocol.race(runs, [0, 1], CPU, budget=0.3, estimates=estimates)
     assert len(rounds) == 5
     assert all(set(row) == set(runs) for row in rounds)
     timed = clock.log[1::2]  # before each, the same contender has settled on the other inputs
@@ -55,7 +55,7 @@ def test_a_ratio_is_the_median_of_the_rounds_own(clock):
         "pytorch": clock.contender("pytorch", [3 * taken for taken in slower]),
     }
     estimates = {"fedspa": 1.0, "pytorch": 1.0}
-    rounds = protocol.race_rounds(runs, [None], CPU, budget=10, estimates=estimates)
+    rounds = protocol.race(runs, [None], CPU, budget=10, estimates=estimates)
     assert protocol.ratios(rounds) == {"pytorch": pytest.approx(3)}
 
 
@@ -75,13 +75,65 @@ def test_slow_contenders_run_less_often_and_spread_over_the_rounds():
 
 def test_small_calls_share_a_sample(clock):
     runs = {"fedspa": clock.contender("fedspa", 1e-5)}
-    samples = protocol.race(runs, [0, 1, 2], CPU, budget=0.001)
-    assert samples["fedspa"] == pytest.approx([1e-5] * len(samples["fedspa"]))
+    estimates = {"fedspa": protocol.estimate(runs["fedspa"], 0, CPU)}
+    assert estimates == {"fedspa": pytest.approx(1e-5)}
+    rounds = protocol.race(runs, [0, 1, 2], CPU, budget=0.001, estimates=estimates)
+    assert [row["fedspa"] for row in rounds] == pytest.approx([1e-5] * len(rounds))
     sets = [inputs for _, inputs in clock.log[-100:]]  # the last sample
     assert {sets.count(number) for number in range(3)} <= {33, 34}, "sets rotate within a sample"
     assert protocol.calls_per_sample(1e-5, CPU) == 100
     assert protocol.calls_per_sample(2e-4, CPU) == 1
     assert protocol.calls_per_sample(0, CPU) == 1000
+
+
+class Gpu:
+    """A GPU with a clock of its own: what is queued runs when someone waits, and events tell when.
+
+    A kernel takes 2 s, to empty the cache 100 s.
+    """
+
+    def __init__(self):
+        self.queue, self.now = [], 0.0
+
+    def launch(self, seconds):
+        self.queue.append(lambda: setattr(self, "now", self.now + seconds))
+
+    def synchronize(self):
+        while self.queue:
+            self.queue.pop(0)()
+
+    def event(self, enable_timing):
+        return Event(self)
+
+
+class Event:
+    def __init__(self, gpu):
+        self.gpu, self.at = gpu, None
+
+    def record(self):
+        self.gpu.queue.append(lambda: setattr(self, "at", self.gpu.now))
+
+    def elapsed_time(self, end):
+        assert self.at is not None and end.at is not None, "read before it was waited for"
+        return 1e3 * (end.at - self.at)
+
+
+def test_on_a_gpu_events_time_what_runs_there_without_the_flush_and_are_read_at_the_end(
+    monkeypatch,
+):
+    gpu = Gpu()
+    monkeypatch.setattr(torch.cuda, "Event", gpu.event)
+    monkeypatch.setattr(torch.cuda, "synchronize", gpu.synchronize)
+    monkeypatch.setattr(protocol, "_flush_cache", lambda device: gpu.launch(100))
+    runs = {
+        "fedspa": lambda inputs: gpu.launch(2),
+        "pytorch": lambda inputs: [gpu.launch(2) for _ in range(3)],
+    }
+    estimates = {"fedspa": 25e-6, "pytorch": 1.0}  # the first is small, 8 calls make a sample
+    rounds = protocol.race(runs, [0, 1], "cuda", budget=1, estimates=estimates)
+    assert rounds[-1] == {"fedspa": pytest.approx(2), "pytorch": pytest.approx(6)}
+    assert protocol.ratios(rounds) == {"pytorch": pytest.approx(3)}
+    assert len(rounds) == protocol.MOST_ROUNDS and not gpu.queue
 
 
 def test_input_sets_are_more_than_the_cache_holds():

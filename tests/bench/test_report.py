@@ -5,106 +5,12 @@ import re
 
 import pytest
 from click.testing import CliRunner
+from made_up import GPU, document, operator, row
 
 from bench import report
 from bench.__main__ import main
-from bench.loaded import Machine, machines
+from bench.loaded import machines
 from bench.tables import duration, number
-from bench.targets import TARGETS, judge, verdicts
-
-CPU = {"cpu": "made-up processor", "cores": "2", "platform": "Linux x86_64"}
-GPU = CPU | {"gpu": "NVIDIA H200 (140 GiB)"}
-CEILINGS = {"copy": 40e9, "matmul": {"float32": 2e11, "bfloat16": 4e11}}
-
-
-def operator(name, variant="", rows=4096, cols=4096, seconds=0.01, operations=0, **more):
-    least = 9 * rows * cols
-    sizes = {"rows": rows, "cols": cols, "clients": more.pop("clients", None), "tokens": None}
-    ratios = more.pop("ratios", {"pytorch": 30.0})
-    times = {"median": seconds, "p20": 0.9 * seconds, "p80": 1.2 * seconds, "runs": 7}
-    return {
-        "operator": name,
-        "variant": variant,
-        "shape": f"{rows}x{cols}",
-        "sizes": sizes,
-        "dtype": "float32",
-        "ours": "native",
-        "check": f"mask equal to the reference's, {rows * cols:,} entries",
-        "times": {"fedspa": times},
-        "ratios": ratios,
-        "peak_bytes": {"fedspa": 84_000_000},
-        "least_bytes": least,
-        "operations": operations,
-        "bytes_per_s": least / seconds,
-        "flop_per_s": operations / seconds,
-        "of_copy": least / seconds / CEILINGS["copy"],
-        "of_matmul": operations / seconds / 2e11 if operations else None,
-        "skipped": {},
-        **more,
-    }
-
-
-def model(pipeline, prune, **more):
-    common = {"model": "llama-2-7b", "pruner": "sparsegpt", "sparsity": 0.5, "pattern": None}
-    common |= {"clients": 1, "samples": 128, "seqlen": 2048, "dtype": "bfloat16"}
-    extrapolated = {"seconds": 16 * prune + 64, "how": "as if every block took as long"}
-    return {
-        **common,
-        "pipeline": pipeline,
-        "blocks": 2,
-        "of_blocks": 32,
-        "check": "14 masks meet the target",
-        "stages": {"calibrate": 4.0, "prune": prune, "build": 1000.0},
-        "peak_bytes": {"host": 2_000_000_000, "device": None},
-        "extrapolated": extrapolated,
-        **more,
-    }
-
-
-def document(*results, kind="operators", device="cpu", **more):
-    return {
-        "format": "fedspa-bench",
-        "version": 1,
-        "kind": kind,
-        "created": "2026-01-02T03:04:05+00:00",
-        "commit": "0123456789abcdef0123-dirty",
-        "command": ["bench", kind, "--all"],
-        "device": device,
-        "machine": GPU if device == "cuda" else CPU,
-        "versions": {"python": "3.12.1", "torch": "2.11.0"},
-        "threads": 2,
-        "ceilings": CEILINGS,
-        "results": list(results),
-        **more,
-    }
-
-
-@pytest.fixture
-def written(tmp_path):
-    """Write documents into a folder and the report beside it; return the page's text."""
-
-    def write(*documents, analysis=None):
-        folder = tmp_path / "results"
-        folder.mkdir(exist_ok=True)
-        for index, content in enumerate(documents):
-            (folder / f"{index}.json").write_text(json.dumps(content), encoding="utf-8")
-        if analysis is not None:
-            (tmp_path / "analysis.md").write_text(analysis, encoding="utf-8")
-        report.write(folder, tmp_path / "page.md", tmp_path / "analysis.md")
-        return (tmp_path / "page.md").read_text(encoding="utf-8")
-
-    return write
-
-
-def row(page, *cells):
-    """Return the cells of the only line that has all of these."""
-    (line,) = [x for x in page.splitlines() if x.startswith("|") and all(c in x for c in cells)]
-    return [cell.strip() for cell in line.strip("|").split("|")]
-
-
-def target(device, subject, says):
-    (found,) = [t for t in TARGETS if (t.device, t.subject) == (device, subject) and says in t.says]
-    return found
 
 
 def test_numbers_and_durations_have_three_digits_and_a_unit():
@@ -144,50 +50,6 @@ def test_a_compute_bound_row_has_flops_of_the_matrix_rate(written):
     cells = dict(zip(row(section, "| shape |"), row(section, "| 4096x4096 |"), strict=True))
     assert (cells["TFLOP/s"], cells["% of matmul"]) == ("0.050", "25")
     assert "GB/s" not in cells
-
-
-def test_targets_are_reached_missed_or_not_measured(written):
-    good = operator("wanda_prune", "row 50 %", ratios={"sorted": 31.0})
-    poor = operator("wanda_prune", "2:4", ratios={"sorted": 29.0})
-    floor = operator("obs_prune", "50 %", 768, 768, operations=10**9, ratios={"floor": 0.8})
-    page = written(document(good, poor, floor))
-    missed = row(page, "≥ 30× the sorted form")
-    assert missed[2:] == ["29.0× to 31.0×", "2:4, 4096×4096, float32", "**missed** in 1 of 2"]
-    # 1/0.8 = 1.25 times the floor, of at most 1.3.
-    assert row(page, "≤ 1.3× one Cholesky")[2:] == ["1.25×", "50 %, 768×768, float32", "yes"]
-    assert row(page, "≥ 60× the argsort form")[2:] == ["–", "–", "not measured"]
-    assert "Not measured: no GPU result file yet." in page
-    assert row(page, "whole model under 5 minutes")[-1] == "not measured"
-
-
-@pytest.mark.parametrize(("clients", "cases"), [(16, 1), (8, 0)])
-def test_a_target_takes_only_the_cases_that_it_names(clients, cases):
-    machine = Machine("cpu", "m", operators=[operator("l0_average", "masks", clients=clients)])
-    share = target("cpu", "l0_average", "copy bandwidth")
-    assert len(judge(share, machine).cases) == cases
-
-
-def test_never_slower_than_the_reference_is_of_every_operator_from_64_on():
-    small = operator("pack_mask", rows=32, cols=512, ratios={"reference": 0.5})
-    large = operator("pack_mask", rows=64, cols=64, ratios={"reference": 0.99})
-    anything = target("cpu", "any", "never slower")
-    assert judge(anything, Machine("cpu", "m", operators=[small])).reached is None
-    assert judge(anything, Machine("cpu", "m", operators=[small, large])).reached is False
-
-
-def test_whole_models_are_judged_by_the_peers_and_extrapolated_only_where_it_is_said(written):
-    files = [document(model("fedspa", 4.0), model("peers", 124.0), kind="model", device="cuda")]
-    page = written(*files)
-    assert row(page, "SparseGPT's procedure")[2:] == ["16.0×", "sparsegpt, 1 clients", "yes"]
-    headings = row(page, "all blocks, extrapolated")
-    cells = dict(zip(headings, row(page, "| sparsegpt | peers |"), strict=True))
-    assert (cells["sum"], cells["against fedspa"]) == ("2 min 8 s", "16.0×")
-    assert cells["blocks measured"] == "2 of 32" and cells["peak GB"] == "2.00 host"
-    assert "is extrapolated.\nExtrapolated as if every block took as long.\n" in page
-    large = document(model("fedspa", 4.0, model="llama-2-70b"), kind="model", device="cuda")
-    (machine,) = machines([("a", large)])
-    seconds = target("cuda", "llama-2-70b", "under 5 minutes")
-    assert judge(seconds, machine).cases[0].value == 128
 
 
 def test_the_summary_comes_first_with_one_line_an_operator(written):
@@ -233,6 +95,42 @@ def test_of_two_files_with_the_same_case_the_newer_counts():
     (machine,) = machines([("old", old), ("new", new)])
     seconds = {r["variant"]: r["times"]["fedspa"]["median"] for r in machine.operators}
     assert seconds == {"": 2.0, "2:4": 0.01}
+
+
+def failed(name, why, **more):
+    """A result as a run stores it where a case raised or had no time left."""
+    chosen = ("operator", "variant", "shape", "sizes", "dtype")
+    whole = operator(name, "row 50 %", **more)
+    return {key: whole[key] for key in chosen} | {"failed": why}
+
+
+def test_what_failed_is_listed_and_in_no_other_table(written):
+    over = [failed("wanda_prune", "the time was over.", rows=rows) for rows in (64, 4096)]
+    wrong = failed("expand_mask", "WrongResult: mask differs | in 3 entries", dtype="bfloat16")
+    page = written(document(operator("l0_average"), *over, wrong))
+    table = page[page.index("## Not measured on made-up processor") : page.index("## Files")]
+    assert row(table, "`wanda_prune`")[1:] == [
+        "64 × 4096 float32, 4096 × 4096 float32",
+        "the time was over",
+        "2",
+    ]
+    assert row(table, "`expand_mask`")[2] == "WrongResult: mask differs / in 3 entries"
+    assert "### `wanda_prune`" not in page and "### `l0_average`" in page
+    assert "## Not measured" not in written(document(operator("l0_average")))
+
+
+def test_a_file_of_failures_alone_makes_a_page(written):
+    page = written(document(failed("wanda_prune", "the time was over")))
+    assert "## Not measured on" in page and "## Operators on" not in page
+
+
+def test_a_failure_takes_no_older_time_away_and_a_newer_time_ends_it():
+    bad = failed("expand_mask", "out of memory")
+    good = operator("expand_mask", "row 50 %")
+    (machine,) = machines([("old", document(good)), ("new", document(bad))])
+    assert len(machine.operators) == len(machine.failed) == 1
+    (machine,) = machines([("old", document(bad)), ("new", document(good))])
+    assert len(machine.operators) == 1 and machine.failed == []
 
 
 def test_an_analysis_is_included_where_there_is_one(written):
@@ -286,19 +184,6 @@ def test_files_that_cannot_be_read_are_refused(tmp_path, content, sentence):
     found = CliRunner().invoke(main, arguments)
     assert found.exit_code == 2 and sentence in found.output
     assert not page.exists()
-
-
-def test_every_target_of_the_two_tables_is_data():
-    assert {t.subject for t in TARGETS if t.device == "cuda"} == {
-        "l0_average",
-        "wanda_prune",
-        "expand_mask",
-        "accumulate_hessian_",
-        "obs_prune",
-        "llama-2-7b",
-        "llama-2-70b",
-    }
-    assert len(verdicts(Machine("cpu", "m"))) == 9
 
 
 def test_the_stored_page_is_what_the_stored_results_give(tmp_path):
