@@ -51,4 +51,4 @@ def tokens_that_fit(model: nn.Module, length: int, logits: int, memory: int) -> 
         # The scores, and their float32 softmax.
         scores = getattr(config, "num_attention_heads", 1) * length * (size + 4)
     bytes_per_token = max(widths) * size + scores + logits * (size + 8)
-    return int(SHARE * max(memory - weights, 0)) // bytes_per_token
+    return int(SHARE * max(memory - weights, 0)) // max(bytes_per_token, 1)

@@ -6,10 +6,7 @@ Exit codes: 0 done; 2 the input cannot be used; 1 the machine could not do it; 1
 
 from __future__ import annotations
 
-import ctypes
 import json
-import os
-import platform
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -25,6 +22,7 @@ from fedspa import config
 from fedspa.compare import compare
 from fedspa.demo import demo_model, run_demo
 from fedspa.evaluate import domain_perplexity
+from fedspa.machine import keep_freed_memory
 from fedspa.model import Loaded, load
 from fedspa.output import check_output, complete_folder, free_name, write_result
 from fedspa.progress import progress_bar
@@ -53,7 +51,7 @@ class _Sentences(click.Group):
     def main(self, args: Sequence[str] | None = None, *rest: Any, **named: Any) -> Any:
         """Run in a process that is the command's own; a caller with arguments keeps its malloc."""
         if args is None:
-            _keep_freed_memory()
+            keep_freed_memory()
         return super().main(args, *rest, **named)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -70,21 +68,6 @@ class _Sentences(click.Group):
         except KeyboardInterrupt:
             click.echo("interrupted; no output was written", err=True)
             ctx.exit(130)
-
-
-def _keep_freed_memory() -> None:
-    """Let tensors on the CPU take the pages of freed ones, and have large ones, where glibc is.
-
-    It returns more than 32 MiB at once and maps it anew, and clearing those pages took a quarter
-    of a run. Must be called before the first large tensor. A user's own settings stand.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        return
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # PyTorch's own, for 2 MiB pages
-    mallopt = ctypes.CDLL(None).mallopt
-    for option, variable in ((-1, "MALLOC_TRIM_THRESHOLD_"), (-3, "MALLOC_MMAP_THRESHOLD_")):
-        if variable not in os.environ:
-            mallopt(option, 2**31 - 1)
 
 
 def _terminate(number: int, frame: object) -> None:

@@ -205,7 +205,8 @@ class _Gatherer:
             self._called.append(name)
             # The product of the last layer, and what follows it, are of no use here.
             if self._each_once and len(self._called) == len(self.layers):
-                raise _AllGathered
+                if sorted(self._called) == self.layers:
+                    raise _AllGathered
 
         return gather
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,11 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+# Loads that overlap share the wrapped functions of `_read_once`, and the last one unwraps them.
+_LOCK = threading.Lock()
+_READING: list[None] = []
+_PLAIN: dict[str, Any] = {}
 
 
 def read_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, Any]:
@@ -52,11 +58,17 @@ def _read_once() -> Iterator[None]:
     """
     import gguf
 
-    plain = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
-    for name, function in plain.items():
-        setattr(gguf, name, functools.cache(function))
+    with _LOCK:
+        if not _READING:
+            for name in ("GGUFReader", "get_tensor_name_map"):
+                _PLAIN[name] = getattr(gguf, name)
+                setattr(gguf, name, functools.cache(_PLAIN[name]))
+        _READING.append(None)
     try:
         yield
     finally:
-        for name, function in plain.items():
-            setattr(gguf, name, function)
+        with _LOCK:
+            _READING.pop()
+            if not _READING:
+                for name, function in _PLAIN.items():
+                    setattr(gguf, name, function)

@@ -169,7 +169,7 @@ def _sum_of_squares(inputs: Tensor) -> Tensor:
     """
     if inputs.is_cuda:
         return torch.linalg.vector_norm(inputs, dim=0, dtype=torch.float32).square_()
-    total = torch.zeros(inputs.shape[1], device=inputs.device)
+    total = torch.zeros(inputs.shape[1], dtype=torch.float32, device=inputs.device)
     for tokens in inputs.split(TOKENS):
         total += tokens.float().square().sum(dim=0)
     return total

@@ -29,8 +29,16 @@ class _Refusal(NamedTuple):
     beginning: str
 
 
-# Context variables: threads and coroutines each collect their own.
-_COLLECTED: ContextVar[list[_Refusal] | None] = ContextVar("_COLLECTED", default=None)
+class _Block:
+    """What a block of `together` has collected; once it has ended, it collects nothing."""
+
+    def __init__(self) -> None:
+        self.refusals: list[_Refusal] = []
+        self.ended = False
+
+
+# Context variables: threads and coroutines each collect their own; generators share their caller's.
+_BLOCK: ContextVar[_Block | None] = ContextVar("_BLOCK", default=None)
 _BEGINNING: ContextVar[str] = ContextVar("_BEGINNING", default="")
 
 
@@ -47,9 +55,10 @@ def refuse(flag: Tensor, explain: Callable[[], None]) -> bool:
 
 def examine(flag: Tensor, look: Callable[[], None]) -> bool:
     """As `refuse`, for a flag that may be set where nothing is wrong: `look` need not raise."""
-    collected = _COLLECTED.get()
-    if collected is not None:
-        collected.append(_Refusal(flag, look, _BEGINNING.get()))
+    block = _BLOCK.get()
+    # Blocks of generators may end out of order, and leave one that has ended.
+    if block is not None and not block.ended:
+        block.refusals.append(_Refusal(flag, look, _BEGINNING.get()))
         return False
     # Most flags are one number, and of these any() would be one more kernel.
     if (flag if flag.numel() == 1 else flag.any()).item():
@@ -64,17 +73,20 @@ def together() -> Iterator[None]:
     The first refused value in the order of the calls raises the ValueError that it would have
     raised at once. Of a block that ends with an exception of its own nothing is read: that
     exception goes on as it is. A block inside a block reads its own flags at its own end, so that
-    what follows it can rely on its results, whoever called it.
+    what follows it can rely on its results, whoever called it. Do not yield inside of a block: what
+    the caller of a generator does meanwhile would be collected there too.
     """
-    collected: list[_Refusal] = []
+    block = _Block()
     # Sentences begun outside of the block are completed there, as the exception passes.
-    tokens = _COLLECTED.set(collected), _BEGINNING.set("")
+    tokens = _BLOCK.set(block), _BEGINNING.set("")
     try:
         yield
     finally:
-        _COLLECTED.reset(tokens[0])
+        block.ended = True
+        _BLOCK.reset(tokens[0])
         _BEGINNING.reset(tokens[1])
-    for refusal, is_set in zip(collected, _read([one.flag for one in collected]), strict=True):
+    flags = [refusal.flag for refusal in block.refusals]
+    for refusal, is_set in zip(block.refusals, _read(flags), strict=True):
         if is_set:
             with about(refusal.beginning):
                 refusal.look()

@@ -255,7 +255,7 @@ def test_fewer_windows_than_samples_are_used_and_said(checkpoint, texts, tmp_pat
 @pytest.mark.parametrize("own_process", [True, False])
 def test_only_a_process_of_its_own_keeps_freed_memory(monkeypatch, own_process):
     kept = []
-    monkeypatch.setattr("fedspa.cli._keep_freed_memory", lambda: kept.append(True))
+    monkeypatch.setattr("fedspa.cli.keep_freed_memory", lambda: kept.append(True))
     monkeypatch.setattr("sys.argv", ["fedspa", "--help"])
     with pytest.raises(SystemExit):
         main() if own_process else main(["--help"])

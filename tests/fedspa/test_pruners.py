@@ -132,3 +132,37 @@ def test_halves_reach_the_hessian_as_they_are():
 
     federate(model, make_clients(1), Settings(pruner=Watching(), sparsity=0.5))
     assert seen == {torch.bfloat16}
+
+
+class Steps(nn.Module):
+    """Calls `first` once or twice, by what the batch holds, and then `last`."""
+
+    def __init__(self) -> None:
+        """Two linear layers."""
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+
+    def forward(self, hidden):
+        for _ in range(2 if float(hidden.sum()) > 0 else 1):
+            out = self.first(hidden + 0)
+        return self.last(out + 0)
+
+
+def test_a_layer_after_one_that_was_called_twice_still_gathers():
+    block = Steps()
+    batches = [-torch.ones(1, 3, 4), torch.ones(1, 3, 4)]
+    stream = Stream(batches, {1: [((), {})]})
+    task = BlockTask(0, 0, "block", Target(0.5, None))
+    found = calibrate("a", block, stream, task, Wanda())
+    with torch.no_grad():
+        expected = sum(block.first(batch)[0].square().sum(0) for batch in batches)
+    torch.testing.assert_close(found["last"], expected)
+
+
+def test_wandas_statistic_is_float32_whatever_the_default_dtype():
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        statistic = Wanda().gather(None, torch.ones(1001, 4, dtype=torch.float32))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert statistic.dtype == torch.float32 and statistic.tolist() == [1001] * 4

@@ -81,7 +81,7 @@ def test_a_known_count_changes_nothing_and_a_wrong_one_is_refused(place, width):
 def test_a_known_count_of_an_empty_mask(place):
     empty = torch.zeros((3, 0), dtype=torch.bool, device=place.device)
     assert compress(empty.float(), empty, kept=0, backend=place.backend).values.shape == (0,)
-    with pytest.raises(ValueError, match="^compress: kept is 2 and the mask keeps 0"):
+    with pytest.raises(ValueError, match="^compress: kept is 2, of a mask of 0 entries"):
         compress(empty.float(), empty, kept=2, backend=place.backend)
 
 

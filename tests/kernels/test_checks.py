@@ -187,3 +187,15 @@ def test_kernels_do_not_wait_in_a_block(place):
 
     assert waits(prune_and_pack) == 0
     assert waits(lambda: smallest_mask(weight, 3, backend=place.backend)) == 1
+
+
+def test_checks_go_on_after_blocks_that_ended_out_of_order():
+    def block():
+        with together():
+            yield
+
+    first, second = block(), block()
+    next(first), next(second)
+    list(first), list(second)
+    with pytest.raises(ValueError, match="NaN"):
+        smallest_mask(torch.tensor([[torch.nan, 1.0]]), 1)

@@ -100,3 +100,10 @@ def test_bad_arguments_are_refused_with_their_values(place, hessian, inputs, sen
         accumulate_hessian_(
             hessian.to(place.device), inputs.to(place.device), backend=place.backend
         )
+
+
+@pytest.mark.parametrize("shape", [(1, 5), (2, 1, 5)], ids=str)
+def test_one_column_may_have_any_stride(place, shape):
+    inputs = torch.ones(shape, device=place.device).mT
+    hessian = torch.zeros(*shape[:-2], 1, 1, device=place.device)
+    assert (accumulate_hessian_(hessian, inputs, backend=place.backend) == 5).all()

@@ -171,3 +171,15 @@ def test_a_refused_client_leaves_the_sums_alone(arguments, sentence):
     assert accumulator.clients == 0 and not accumulator.total.any()
     with pytest.raises(ValueError, match="^L0Accumulator: there are no clients"):
         accumulator.average()
+
+
+def test_votes_of_nobody_average_to_zero_where_subnormals_are_flushed():
+    sums = L0Accumulator((4,), "cpu")
+    sums.add(torch.arange(1.0, 5), torch.tensor([True, False, True, False]))
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor flushes nothing")
+    try:
+        average = sums.average()
+    finally:
+        torch.set_flush_denormal(False)
+    assert average.weight.tolist() == [1, 0, 3, 0]

@@ -87,8 +87,11 @@ def _check_compress(weight: Tensor, mask: Tensor, kept: int | None) -> None:
     check_devices("compress", weight=weight, mask=mask)
     check_mask("compress", mask, weight.shape)
     _check_axes("compress", "weight", weight)
-    if kept is not None and kept < 0:
-        raise ValueError(f"compress: kept is {kept}; pass the number of True in the mask")
+    if kept is not None and not 0 <= kept <= mask.numel():
+        raise ValueError(
+            f"compress: kept is {kept}, of a mask of {mask.numel()} entries; "
+            "pass the number of True in it"
+        )
 
 
 def _check_decompress(bits: Tensor, values: Tensor, shape: Sequence[int]) -> None:

@@ -17,7 +17,8 @@ def accumulate_hessian_(hessian: Tensor, inputs: Tensor, *, backend: str | None 
     `torch.set_float32_matmul_precision` asked for it.
 
     hessian: (..., cols, cols) float32, symmetric, changed; or float64, the truth for tests
-    inputs:  (..., tokens, cols) float32, float16 or bfloat16; float64 into a float64 hessian only
+    inputs:  (..., tokens, cols) float32, float16 or bfloat16; float64 into a float64 hessian only;
+             not in the memory of the hessian
     returns: hessian
     raises:  ValueError where shapes, dtypes or devices disagree
     """

@@ -187,13 +187,17 @@ void add_products_(Tensor hessian, const Tensor& inputs, int64_t) {
   constexpr const char* NAME = "add_products_";
   check_contiguous(NAME, hessian, ScalarType::Float);
   const int64_t axes = inputs.dim();
-  STD_TORCH_CHECK((axes == 2 || axes == 3) && inputs.stride(axes - 1) == 1, NAME,
-                  ": needs inputs (N, T, K) or (T, K), contiguous along the last axis");
+  STD_TORCH_CHECK(axes == 2 || axes == 3, NAME, ": needs inputs (N, T, K) or (T, K)");
   const int64_t matrices = axes == 3 ? inputs.size(0) : 1;
   const int64_t tokens = inputs.size(axes - 2);
   const int64_t k = inputs.size(axes - 1);
-  STD_TORCH_CHECK(hessian.dim() == axes && hessian.numel() == matrices * k * k, NAME,
-                  ": needs a hessian (N, K, K) or (K, K), as the inputs");
+  STD_TORCH_CHECK(inputs.stride(axes - 1) == 1 || k == 1, NAME,
+                  ": needs inputs that are contiguous along the last axis");
+  if (axes == 3) {
+    check_sizes(NAME, hessian, {matrices, k, k});
+  } else {
+    check_sizes(NAME, hessian, {k, k});
+  }
   if (tokens == 0 || hessian.numel() == 0) {
     return;
   }

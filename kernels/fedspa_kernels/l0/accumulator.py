@@ -114,13 +114,13 @@ class L0Accumulator:
 def _divide_in_parts(total: Tensor, kept: Tensor, dtype: torch.dtype) -> Tensor:
     """Return total / kept in a dtype, 0 where nobody kept anything, for contiguous sums on a CPU.
 
-    There the total is 0, and any divisor above 0 and up to the least `kept` there is will do. A
-    choice between quotient and 0 took twice as long, and whole temporaries longer again.
+    There the total is 0, and any divisor will do. A choice between quotient and 0 took twice as
+    long, and whole temporaries longer again.
     """
-    average = torch.empty(total.shape, dtype=dtype)
+    average = total.new_empty(total.shape, dtype=dtype)
     parts = (tensor.view(-1).split(PART) for tensor in (total, kept, average))
     for total_part, kept_part, average_part in zip(*parts, strict=True):
         # Whole votes become float32 once, as a quotient of mixed dtypes does entry by entry.
-        divisor = kept_part.float().clamp(min=2.0**-149)
+        divisor = kept_part.masked_fill(kept_part == 0, 1).float()
         average_part.copy_(total_part / divisor)
     return average

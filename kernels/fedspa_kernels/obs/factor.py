@@ -46,12 +46,13 @@ def damped_factor(
               definite
     """
     diagonals = hessians.diagonal(dim1=-2, dim2=-1)
-    dead = diagonals == 0
+    dead = (diagonals == 0).contiguous()
     live = (~dead).sum(-1)
     damp = damping * (diagonals.sum(-1) / live)
     upper, inverses, failed = (method or whole)(hessians, damp, dead)
-    # NaN compares false, so a pivot must be positive to pass.
-    passed = (upper.diagonal(dim1=-2, dim2=-1) > 0).all(-1) & (failed == 0)
+    # NaN compares false, so a pivot must be positive to pass. An infinite damp makes infinite ones.
+    pivots = upper.diagonal(dim1=-2, dim2=-1)
+    passed = ((pivots > 0) & pivots.isfinite()).all(-1) & (failed == 0)
     # Dead columns are looked at more closely; most are harmless.
     examine(
         ~passed | (live < hessians.shape[-1]),
@@ -85,8 +86,9 @@ def by_panels(
     width = panels[0].stop
     hessians = hessians.contiguous()
     upper = torch.empty_like(hessians)
-    inverses = torch.eye(width).repeat(len(panels), matrices, 1, 1)
-    failed = torch.zeros(matrices, dtype=torch.int32)
+    identity = torch.eye(width, dtype=upper.dtype, device=upper.device)
+    inverses = identity.repeat(len(panels), matrices, 1, 1)
+    failed = upper.new_zeros(matrices, dtype=torch.int32)
     for panel, inverse in reversed(list(zip(panels, inverses, strict=True))):
         begin, end = panel.start, panel.stop
         inverse = inverse[:, : end - begin, : end - begin]
@@ -175,19 +177,32 @@ def _check_dead(hessian: Tensor, name: str) -> None:
 def _explain(hessian: Tensor, damp: Tensor, dead: Tensor, damping: float, name: str) -> None:
     """Raise for a matrix (1, cols, cols) that has no Cholesky factor, naming the pivot."""
     check_finite(name, hessian.triu())
+    if not damp.isfinite():
+        largest = float(hessian.diagonal(dim1=-2, dim2=-1).max())
+        raise ValueError(
+            f"obs_prune: damping {damping} times the mean of the diagonal of {name} is beyond "
+            f"{hessian.dtype} (its largest entry is {largest:.1e}); "
+            "divide the hessian, which changes no result but the loss"
+        )
     flipped = _flipped(hessian, damp, dead)[0]
     lower, info = torch.linalg.cholesky_ex(flipped.mT, upper=True)
     # Rounding may let the whole pass where the panels did not: then the smallest pivot is to blame.
     at = int(info) - 1 if int(info) else int(lower.diagonal().argmin())
+    at, pivot = _pivot(flipped.double(), at)
     raise ValueError(
         f"obs_prune: {name} is not positive definite after damping {damping} "
-        f"(pivot {_pivot(flipped, at):.1e} at column {len(flipped) - 1 - at}); "
+        f"(pivot {pivot:.1e} at column {len(flipped) - 1 - at}); "
         "raise damping or add calibration samples"
     )
 
 
-def _pivot(matrix: Tensor, at: int) -> float:
-    """Return the pivot at which the Cholesky of a matrix stopped; its lower triangle is read."""
-    leading = torch.linalg.cholesky(matrix[:at, :at])
+def _pivot(matrix: Tensor, at: int) -> tuple[int, float]:
+    """Return the pivot at which the Cholesky of a matrix stopped, or an earlier one.
+
+    What float32 took for positive may not be so in float64. The lower triangle is read.
+    """
+    leading, info = torch.linalg.cholesky_ex(matrix[:at, :at])
+    if int(info):
+        return _pivot(matrix, int(info) - 1)
     row = torch.linalg.solve_triangular(leading, matrix[at, :at].unsqueeze(1), upper=False)
-    return float(matrix[at, at] - row.square().sum())
+    return at, float(matrix[at, at] - row.square().sum())
