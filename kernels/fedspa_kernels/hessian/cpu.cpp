@@ -9,11 +9,11 @@
 // summed by one thread, in the order of the tokens.
 
 #include <cpu.h>
+#include <register_tile.h>
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
 #include <cstdint>
-#include <cstring>
 #include <memory>
 
 namespace {
@@ -21,7 +21,6 @@ namespace {
 using namespace fedspa;
 
 constexpr int64_t TILE = 64;
-constexpr int64_t STRIP = 32;
 
 // So many tokens of a strip stay in the first cache while they meet another strip.
 constexpr int64_t TOKENS = 256;
@@ -33,26 +32,6 @@ constexpr int64_t PACKED = 1 << 18;
 constexpr int64_t PRODUCTS_PER_TASK = 1 << 20;
 constexpr int64_t NUMBERS_PER_TASK = 1 << 16;
 
-typedef float Wide __attribute__((vector_size(64)));
-typedef float Narrow __attribute__((vector_size(32)));
-
-// sums = left^T * right, of so many rows and two vectors of columns, which stay in registers.
-template <class Vector, int64_t ROWS>
-FEDSPA_INLINE void multiply(const float* left, const float* right, int64_t tokens, float* sums) {
-  Vector in_registers[ROWS][2] = {};
-  for (int64_t token = 0; token < tokens; ++token) {
-    Vector first, second;
-    std::memcpy(&first, right + token * STRIP, sizeof(Vector));
-    std::memcpy(&second, right + token * STRIP + sizeof(Vector) / sizeof(float), sizeof(Vector));
-#pragma GCC unroll 8
-    for (int64_t row = 0; row < ROWS; ++row) {
-      in_registers[row][0] += left[token * STRIP + row] * first;
-      in_registers[row][1] += left[token * STRIP + row] * second;
-    }
-  }
-  std::memcpy(sums, in_registers, sizeof(in_registers));
-}
-
 // out[0 .. rows)[0 .. cols) += left^T * right, of two strips; `out` is a part of (k, k).
 template <class Vector, int64_t ROWS>
 FEDSPA_INLINE void add_strips(const float* left, const float* right, int64_t tokens, int64_t rows,
@@ -61,7 +40,7 @@ FEDSPA_INLINE void add_strips(const float* left, const float* right, int64_t tok
   for (int64_t col = 0; col < cols; col += WIDTH) {
     for (int64_t row = 0; row < rows; row += ROWS) {
       float sums[ROWS * WIDTH];
-      multiply<Vector, ROWS>(left + row, right + col, tokens, sums);
+      multiply_tile<Vector, ROWS>(left + row, 1, STRIP, right + col, tokens, sums);
       for (int64_t r = 0; r < std::min(ROWS, rows - row); ++r) {
         float* to = out + (row + r) * k + col;
         for (int64_t c = 0; c < std::min(WIDTH, cols - col); ++c) {
@@ -126,7 +105,6 @@ struct Strips {
       const int64_t size = std::min(TOKENS, tokens - first);
       const float* left = packed + row * most + first * STRIP;
       const float* right = packed + col * most + first * STRIP;
-      // The sums of 8 rows of 32 columns fill AVX-512's registers, those of 4 of 16 AVX2's.
       if (instruction_set() == InstructionSet::AVX512) {
         add_strips<Wide, 8>(left, right, size, rows, cols, k, out);
       } else {

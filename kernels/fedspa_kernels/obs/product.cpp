@@ -9,10 +9,10 @@
 // that PyTorch multiplies with do not use AVX-512 on all processors that have it.
 
 #include <cpu.h>
+#include <register_tile.h>
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
-#include <cstring>
 #include <memory>
 #include <optional>
 
@@ -20,7 +20,6 @@ namespace {
 
 using namespace fedspa;
 
-constexpr int64_t STRIP = 32;
 // A packed block of so many rows and columns stays in the second cache while rows of the left side
 // pass by.
 constexpr int64_t DEPTH = 512;
@@ -29,9 +28,6 @@ constexpr int64_t WIDTH = 256;
 constexpr int64_t ROWS_PER_TASK = 32;
 constexpr int64_t PRODUCTS_PER_TASK = 1 << 19;
 constexpr int64_t NUMBERS_PER_TASK = 1 << 15;
-
-typedef float Wide __attribute__((vector_size(64)));
-typedef float Narrow __attribute__((vector_size(32)));
 
 struct Product {
   const float* left;
@@ -79,24 +75,6 @@ void pack(const Product& product) {
   });
 }
 
-// sums[ROWS][two vectors] = sum over k of left[row][k] * right[k], which stay in registers.
-template <class Vector, int64_t ROWS>
-FEDSPA_INLINE void multiply_tile(const float* left, int64_t left_stride, const float* right,
-                                 int64_t depth, float* sums) {
-  Vector in_registers[ROWS][2] = {};
-  for (int64_t k = 0; k < depth; ++k) {
-    Vector first, second;
-    std::memcpy(&first, right + k * STRIP, sizeof(Vector));
-    std::memcpy(&second, right + k * STRIP + sizeof(Vector) / sizeof(float), sizeof(Vector));
-#pragma GCC unroll 8
-    for (int64_t row = 0; row < ROWS; ++row) {
-      in_registers[row][0] += left[row * left_stride + k] * first;
-      in_registers[row][1] += left[row * left_stride + k] * second;
-    }
-  }
-  std::memcpy(sums, in_registers, sizeof(in_registers));
-}
-
 // One tile of the result: of `rows` rows from `row` on, in the columns of a strip from `col` on.
 template <class Vector, int64_t ROWS>
 FEDSPA_INLINE void add_tile(const Product& p, int64_t row, int64_t rows, int64_t strip, int64_t col,
@@ -106,10 +84,10 @@ FEDSPA_INLINE void add_tile(const Product& p, int64_t row, int64_t rows, int64_t
   const float* right = p.packed + (strip * p.depth + begin) * STRIP + col;
   float sums[ROWS * COLS];
   if (rows == ROWS) {
-    multiply_tile<Vector, ROWS>(left, p.left_stride, right, end - begin, sums);
+    multiply_tile<Vector, ROWS>(left, p.left_stride, 1, right, end - begin, sums);
   } else {
     for (int64_t r = 0; r < rows; ++r) {
-      multiply_tile<Vector, 1>(left + r * p.left_stride, 0, right, end - begin, sums + r * COLS);
+      multiply_tile<Vector, 1>(left + r * p.left_stride, 0, 1, right, end - begin, sums + r * COLS);
     }
   }
   const int64_t at = strip * STRIP + col;
