@@ -2,7 +2,7 @@
 
 from fedspa.data import Client
 from fedspa.evaluate import perplexity
-from fedspa.model import load
+from fedspa.loading import load
 from fedspa.output import load_masks
 from fedspa.report import Report
 from fedspa.run import federate

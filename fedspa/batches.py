@@ -14,7 +14,9 @@ TOKENS = {"cpu": 512, "cuda": 16384}
 SHARE = 0.25
 
 
-def choose_batch(model: nn.Module, length: int, *, logits: int = 0) -> int:
+def choose_batch(
+    model: nn.Module, length: int, *, logits: int = 0, device: torch.device | None = None
+) -> int:
     """Windows in one forward pass, from the kind of device, its memory and the model's widths.
 
     Neither what else runs there nor a measurement decides, so that the same machine gives the
@@ -22,8 +24,10 @@ def choose_batch(model: nn.Module, length: int, *, logits: int = 0) -> int:
 
     length: tokens of a window.
     logits: the vocabulary's size, where the pass ends in logits.
+    device: where it is computed; None: where the model's first parameter lies.
     """
-    device = device_of(model)
+    if device is None:
+        device = device_of(model)
     tokens = TOKENS.get(device.type, TOKENS["cpu"])
     if device.type == "cuda":
         memory = torch.cuda.get_device_properties(device).total_memory

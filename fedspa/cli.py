@@ -19,15 +19,16 @@ from rich.console import Console
 from transformers.utils import logging
 
 from fedspa import config
-from fedspa.compare import compare
 from fedspa.demo import demo_model, run_demo
 from fedspa.evaluate import domain_perplexity
+from fedspa.loading import Loaded, load, open_model
 from fedspa.machine import keep_freed_memory
-from fedspa.model import Loaded, load
-from fedspa.output import check_output, complete_folder, free_name, write_result
+from fedspa.output import check_output, free_name
 from fedspa.progress import progress_bar
+from fedspa.prune import prune_into
+from fedspa.ranks import SPLITS
 from fedspa.report import Report, client_table, method_table
-from fedspa.run import federate
+from fedspa.run import Surroundings
 from fedspa.settings import (
     AGGREGATIONS,
     EXPANSIONS,
@@ -38,6 +39,8 @@ from fedspa.settings import (
     WEIGHTINGS,
     Settings,
 )
+from fedspa.streaming.architecture import Source
+from fedspa.streaming.placement import PLACEMENTS
 
 DEFAULT_SPARSITY = 0.5
 DEMO_SPARSITY = 0.6
@@ -166,32 +169,48 @@ def demo(model: str | None, out: Path | None, samples: int, seqlen: int, **optio
 )
 @click.option("--eval-windows", type=COUNT, help="At most that many windows of each text.")
 @click.option("--compare", "baselines", is_flag=True, help="Measure the baselines as well.")
+@click.option(
+    "--activations",
+    type=click.Choice(["auto", *PLACEMENTS]),
+    default="auto",
+    help="Where hidden states lie between two blocks.",
+)
+@click.option("--split", type=click.Choice(SPLITS), help="What the ranks of torchrun divide.")
+@click.option("--restart", is_flag=True, help="Forget what a killed run left, and start anew.")
 @_method
 @_common
 def prune(model: str, client: tuple[str, ...], out: Path, **options: Any) -> None:
-    """Prune MODEL (a checkpoint folder, .gguf file or id) over clients, into a new folder."""
+    """Prune MODEL (a checkpoint folder, .gguf file or id) over clients, into a new folder.
+
+    A checkpoint of safetensors is streamed: one decoder block is in memory at a time, and the same
+    command goes on after the last finished block if the run was killed. With --compare the model
+    is loaded as a whole. Under torchrun several processes share the work, see --split.
+    """
     settings = _settings(options, DEFAULT_SPARSITY)
-    check_output(out)
+    around = Surroundings(
+        device=options["device"],
+        dtype=options["dtype"],
+        activations=options["activations"],
+        split=options["split"],
+        restart=options["restart"],
+        progress=_progress(options),
+        events=options["as_json"],
+    )
+    check_output(out, source=model)
     if options["baselines"] and not options["evaluate"]:
         raise ValueError("prune: --compare measures perplexity; give text with --eval NAME=SOURCE")
     specs = config.client_specs(client, click.get_current_context(), options)
     texts = [spec.read(options["field"]) for spec in specs]
     judged = config.read_named(options["evaluate"], options["field"])
-    loaded = _load(model, options)
-    check_output(out, loaded.model)
+    opened = _open(model, options)
     clients = [
-        spec.client(loaded, text, options["seed"]) for spec, text in zip(specs, texts, strict=True)
+        spec.client(opened, text, options["seed"]) for spec, text in zip(specs, texts, strict=True)
     ]
-    heldout = config.cut(loaded, judged, options["seqlen"], options["eval_windows"])
-    show = _progress(options)
-    if heldout:
-        both = options["baselines"]
-        report = compare(loaded.model, clients, settings, heldout, baselines=both, progress=show)
-    else:
-        report = federate(loaded.model, clients, settings, progress=show)
-    with complete_folder(out) as folder:
-        write_result(folder, loaded.model, loaded.tokenizer, report)
-    _show(report, out, options)
+    heldout = config.cut(opened, judged, options["seqlen"], options["eval_windows"])
+    both = options["baselines"]
+    report = prune_into(out, opened, clients, settings, around, heldout, baselines=both)
+    if report is not None:
+        _show(report, out, options)
 
 
 @main.command("eval")
@@ -239,12 +258,28 @@ def _settings(options: dict[str, Any], sparsity: float, **defaults: Any) -> Sett
 
 
 def _load(source: str | Path, options: dict[str, Any]) -> Loaded:
+    _be_quiet(options)
+    if not options["quiet"]:
+        click.echo(f"loading {source}", err=True)
+    return load(source, dtype=options["dtype"], device=options["device"])
+
+
+def _open(source: str, options: dict[str, Any]) -> Loaded | Source:
+    """A model to prune: streamed where that can be."""
+    if options["baselines"]:
+        return _load(source, options)
+    _be_quiet(options)
+    return open_model(source, dtype=options["dtype"], device=options["device"], say=_say(options))
+
+
+def _say(options: dict[str, Any]) -> Callable[[str], None] | None:
+    return None if options["quiet"] else partial(click.echo, err=True)
+
+
+def _be_quiet(options: dict[str, Any]) -> None:
     logging.set_verbosity_error()
     if options["quiet"]:
         logging.disable_progress_bar()
-    else:
-        click.echo(f"loading {source}", err=True)
-    return load(source, dtype=options["dtype"], device=options["device"])
 
 
 def _progress(options: dict[str, Any]) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fedspa.messages import BlockMessage, pack_layer
 from fedspa.model import linear_layers, weight_of
 from fedspa.pruners import Pruner, SharingPruner
+from fedspa.ranks import Ranks, alone
 from fedspa.settings import Target
 from fedspa.walk import Stream, run_block
 from fedspa_kernels import Pruned
@@ -96,11 +97,13 @@ def prune(
     statistics: dict[str, Tensor],
     task: BlockTask,
     pruner: Pruner,
+    ranks: Ranks | None = None,
 ) -> LocalResult:
     """Prune a block's layers with their statistics; the block itself is left as it is.
 
     samples: the calibration windows behind the statistics; layers with the very same statistic
         are given to a pruner together that can take them so.
+    ranks: which have the same statistics, and divide the layers among them; None: there is one.
     Raises ValueError naming the client and the layer where the pruner cannot work.
     """
     layers = {name: weight_of(layer) for name, layer in linear_layers(block).items()}
@@ -112,9 +115,16 @@ def prune(
 
     # A GPU is waited for twice a block, whatever the number of its layers.
     with together():
-        for names in _sharing(list(layers), statistics, pruner):
-            with about(where(names)):
-                pruned |= _prune_sharing(names, layers, statistics, task, pruner)
+        ranks = ranks or alone()
+        groups = _sharing(list(layers), statistics, pruner)
+        owners = ranks.owner([_work(names, layers) for names in groups])
+        for names, owner in zip(groups, owners, strict=True):
+            if owner == ranks.rank:
+                with about(where(names)):
+                    pruned |= _prune_sharing(names, layers, statistics, task, pruner)
+        for names, owner in zip(groups, owners, strict=True):
+            for name in names:
+                pruned[name] = _share(ranks, owner, layers[name], pruned.get(name))
         kept, losses = _count([pruned[name] for name in layers])
         packed = {}
         for name, count in zip(layers, kept, strict=True):
@@ -123,6 +133,33 @@ def prune(
                 packed[name] = pack_layer(weight, mask, task.message_dtype, task.mask_only, count)
     message = BlockMessage(client, task.round, task.block, samples, packed)
     return LocalResult(message, {name: pruned[name].weight for name in layers}, sum(losses))
+
+
+def sum_statistics(statistics: Mapping[str, Tensor], ranks: Ranks) -> None:
+    """Add up the statistics of all ranks, in place; layers that share one do so on every rank."""
+    ranks.sum_(list({id(statistic): statistic for statistic in statistics.values()}.values()))
+
+
+def _work(names: Sequence[str], layers: Mapping[str, Tensor]) -> float:
+    """What pruning layers of one statistic costs: its factor and the products with their rows."""
+    cols = layers[names[0]].shape[1]
+    return cols**3 / 3 + sum(layers[name].shape[0] for name in names) * cols**2
+
+
+def _share(ranks: Ranks, owner: int, dense: Tensor, result: Pruned | None) -> Pruned:
+    """A layer's result on every rank, from the one that has it; its loss as one sum."""
+    if ranks.size == 1:
+        assert result is not None
+        return result
+    if result is None:
+        weight = torch.empty_like(dense, memory_format=torch.contiguous_format)
+        mask = torch.empty(dense.shape, dtype=torch.bool, device=dense.device)
+        result = Pruned(weight, mask, torch.empty(1, dtype=torch.float64, device=dense.device))
+    weight, mask, loss = (result.weight.contiguous(), result.mask.contiguous(), result.loss)
+    total = torch.zeros(1, dtype=torch.float64, device=dense.device) if loss is None else loss
+    total = total.sum().double().view(1)
+    ranks.share(owner, [weight, mask, total])
+    return Pruned(weight, mask, total)
 
 
 def _sharing(
@@ -172,7 +209,7 @@ def _count(results: Sequence[Pruned]) -> tuple[list[int], list[float]]:
 @torch.no_grad()
 def propagate(block: nn.Module, stream: Stream, block_index: int) -> None:
     """Replace a stream's hidden states with what the block makes of them."""
-    stream.hidden = [run_block(block, *inputs) for inputs in stream.inputs(block_index)]
+    stream.advance(run_block(block, *inputs) for inputs in stream.inputs(block_index))
 
 
 class _AllGathered(Exception):

@@ -50,3 +50,13 @@ class StageClock:
         if self._device.type != "cuda":
             return end - begin
         return begin.elapsed_time(end) / 1000
+
+
+def duration(seconds: float) -> str:
+    """Spell seconds as a person would: 8.2 s, 3 min 20 s, 2 h 5 min."""
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 100:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"

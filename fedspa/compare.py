@@ -58,7 +58,7 @@ def compare(
     start = perf_counter()
     trials = [_Trial("dense", lambda: dense, 0.0)]
     result = _Trial(
-        _method_name(settings),
+        method_name(settings),
         lambda: federated,
         _share(report),
         round(mean(client.bytes_up for client in report.clients)),
@@ -119,7 +119,8 @@ def _evaluate(
     return tuple(methods)
 
 
-def _method_name(settings: Settings) -> str:
+def method_name(settings: Settings) -> str:
+    """What the federation of these settings is called in a comparison."""
     name = METHODS[settings.aggregation]
     if settings.schedule != "one-shot":
         name += f", {settings.schedule}"

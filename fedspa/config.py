@@ -13,7 +13,8 @@ import click
 from torch import Tensor
 
 from fedspa.data import Client, read_text, sample_windows, tokenize, windows
-from fedspa.model import Loaded, need_tokenizer
+from fedspa.loading import Loaded, need_tokenizer
+from fedspa.streaming.architecture import Source
 
 TABLES = "fedspa.client_tables"
 # What the values of a [[client]] table must be.
@@ -45,7 +46,7 @@ class ClientSpec:
         except ValueError as error:
             raise ValueError(f"client {self.name!r}: {error}") from error
 
-    def client(self, loaded: Loaded, text: str, seed: int) -> Client:
+    def client(self, loaded: Loaded | Source, text: str, seed: int) -> Client:
         """Its calibration windows, drawn from its text with the seed."""
         assert self.samples is not None and self.seqlen is not None
         try:
@@ -137,7 +138,7 @@ def read_named(flags: Sequence[str], field: str) -> dict[str, str]:
 
 
 def cut(
-    loaded: Loaded, texts: Mapping[str, str], seqlen: int, limit: int | None
+    loaded: Loaded | Source, texts: Mapping[str, str], seqlen: int, limit: int | None
 ) -> dict[str, Tensor]:
     """The evaluation windows of every text, (windows, seqlen), at most `limit` of each."""
     return {

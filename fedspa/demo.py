@@ -10,8 +10,8 @@ from torch import Tensor
 from fedspa.compare import compare
 from fedspa.data import Client, sample_windows, tokenize, windows
 from fedspa.domains import domain_text
-from fedspa.model import Loaded, need_tokenizer
-from fedspa.output import check_output, complete_folder, write_result
+from fedspa.loading import Loaded, need_tokenizer
+from fedspa.output import check_output, complete_folder, result_bytes, write_result
 from fedspa.report import Report
 from fedspa.settings import Settings
 
@@ -66,7 +66,7 @@ def run_demo(
     samples: calibration windows of each client, and evaluation windows of each domain.
     raises: ValueError and RuntimeError as `fedspa.federate`.
     """
-    check_output(out, loaded.model)
+    check_output(out, result_bytes(loaded.model))
     clients, heldout = demo_clients(need_tokenizer(loaded), samples, seqlen, settings.seed)
     report = compare(loaded.model, clients, settings, heldout, progress=progress)
     with complete_folder(out) as folder:

@@ -74,25 +74,30 @@ def _perplexity(
     total = torch.zeros((), dtype=torch.float64, device=device)
     for batch in windows.split(batch_size):
         tokens = batch.to(device)
-        logits = model(input_ids=tokens, use_cache=False).logits
-        # The last position predicts nothing. Ignoring it spares a copy of all other logits.
-        following = nn.functional.pad(tokens[:, 1:], (0, 1), value=IGNORED)
-        _add_loss_(total, logits.flatten(0, 1), following.flatten())
+        add_losses_(total, model(input_ids=tokens, use_cache=False).logits, tokens)
         if advance is not None:
             for _ in batch:
                 advance()
+    return mean_perplexity(total, windows)
+
+
+def mean_perplexity(total: Tensor, windows: Tensor) -> float:
+    """The perplexity that a sum of `add_losses_` over all windows (windows, length) comes to."""
     mean = float(total) / (windows.shape[0] * (windows.shape[1] - 1))
     return math.inf if mean > math.log(torch.finfo(torch.float64).max) else math.exp(mean)
 
 
-def _add_loss_(total: Tensor, logits: Tensor, following: Tensor) -> None:
-    """Add the negative log-likelihoods to a float64 sum, where no host waits for it.
+def add_losses_(total: Tensor, logits: Tensor, tokens: Tensor) -> None:
+    """Add every token's negative log-likelihood to a float64 sum, where no host waits for it.
 
-    logits: (tokens, vocabulary), following: (tokens,) int64
+    logits: (windows, length, vocabulary), tokens: (windows, length) int64; a window's first token
+        is not predicted.
     """
+    # The last position predicts nothing. Ignoring it spares a copy of all other logits.
+    following = nn.functional.pad(tokens[:, 1:], (0, 1), value=IGNORED).flatten()
     entries = ENTRIES.get(logits.device.type, ENTRIES["cpu"])
-    rows = max(1, entries // logits.shape[1])
-    for some, targets in zip(logits.split(rows), following.split(rows), strict=True):
+    rows = max(1, entries // logits.shape[2])
+    for some, targets in zip(logits.flatten(0, 1).split(rows), following.split(rows), strict=True):
         total += nn.functional.cross_entropy(
             some.float(), targets, ignore_index=IGNORED, reduction="sum"
         )

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import platform
+import re
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -49,11 +50,36 @@ def peak_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def memory_now() -> int:
+    """Bytes of main memory that this process holds; 0 where the system does not tell."""
+    counts = Path("/proc/self/statm")
+    if not counts.is_file():
+        return 0
+    # Pages of the whole address space, then those in main memory.
+    return int(counts.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def memory_free() -> int:
+    """Bytes of main memory that can still be taken without swapping; 0 where nothing tells."""
+    listing = Path("/proc/meminfo")
+    if not listing.is_file():
+        return 0
+    found = re.search(r"MemAvailable:\s+(\d+) kB", listing.read_text())
+    return 1024 * int(found[1]) if found else 0
+
+
 def peak_gpu_memory() -> int:
     """Bytes that this process has held at most in tensors on a GPU, of several the fullest's."""
     if not torch.cuda.is_initialized():
         return 0
     return max(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count()))
+
+
+def gpu_memory_now() -> int:
+    """Bytes that this process holds in tensors on a GPU, of several the fullest's."""
+    if not torch.cuda.is_initialized():
+        return 0
+    return max(torch.cuda.memory_allocated(i) for i in range(torch.cuda.device_count()))
 
 
 def keep_freed_memory() -> None:

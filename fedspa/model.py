@@ -2,124 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from fedspa.gguf_file import read_gguf
 from fedspa_kernels.checks import refuse, together
-
-DTYPES = ("auto", "float32", "float16", "bfloat16")
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A model with the tokenizer it came with (None where a folder holds none)."""
-
-    model: PreTrainedModel
-    tokenizer: Any
-    name: str
-
-
-def load(source: str | Path, *, dtype: str = "auto", device: str = "cpu") -> Loaded:
-    """Load a causal language model: a checkpoint folder, a .gguf file, or a Hugging Face id.
-
-    dtype "auto" keeps the checkpoint's own; a .gguf file is dequantised to float32.
-    Raises ValueError where the folder is not a checkpoint, or holds quantised weights that
-    cannot be pruned; RuntimeError where the device or a package is missing.
-    """
-    if dtype not in DTYPES:
-        raise ValueError(f"model: dtype {dtype!r} is unknown; choose one of {list(DTYPES)}")
-    check_device(device)
-    path = Path(source)
-    if path.suffix == ".gguf":
-        wanted = torch.float32 if dtype == "auto" else getattr(torch, dtype)
-        model, tokenizer = read_gguf(path, wanted)
-        return Loaded(model.to(device).eval(), tokenizer, path.stem)
-    if path.is_dir() and not (path / "config.json").is_file():
-        raise ValueError(
-            f"model: {path} holds no config.json, so it is not a Hugging Face checkpoint; name "
-            f"the folder that save_pretrained wrote, or a .gguf file"
-        )
-    if not path.exists() and str(source).startswith((".", "/", "~")):
-        raise ValueError(f"model: there is no folder or file {path}")
-    _check_config(source)
-    return Loaded(_read_weights(source, dtype).to(device).eval(), _tokenizer(source), str(source))
-
-
-def _check_config(source: str | Path) -> None:
-    try:
-        config = AutoConfig.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        if Path(source).exists():
-            raise ValueError(f"model: the configuration in {source} is broken: {reason}") from error
-        raise RuntimeError(
-            f"model: {source} is neither a folder here nor a model that could be fetched "
-            f"({reason}); give the folder of a checkpoint"
-        ) from error
-    if getattr(config, "quantization_config", None) is not None:
-        raise ValueError(
-            f"model: {source} holds quantised weights, which cannot be pruned as they are; use "
-            f"the checkpoint that it was quantised from"
-        )
-    if type(config) not in AutoModelForCausalLM._model_mapping:
-        raise ValueError(
-            f"model: {source} is of type {config.model_type!r}, which is no causal language model"
-        )
-
-
-def _read_weights(source: str | Path, dtype: str) -> PreTrainedModel:
-    try:
-        model, found = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, output_loading_info=True
-        )
-    except (OSError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"model: the weights of {source} cannot be read ({reason}); copy them again"
-        ) from error
-    # transformers fills what is missing with random numbers, and only warns.
-    missing = sorted({*found["missing_keys"], *(str(key[0]) for key in found["mismatched_keys"])})
-    if missing:
-        raise ValueError(
-            f"model: {source} lacks {len(missing)} weights or has them in another shape, "
-            f"{missing[0]} among them; copy the whole checkpoint"
-        )
-    return model
-
-
-def check_device(device: str) -> None:
-    """Raise unless torch can put tensors on `device`."""
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise RuntimeError(f"device {device!r} cannot be used here: {reason}") from error
-
-
-def _tokenizer(source: str | Path) -> Any:
-    try:
-        return AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError):
-        return None
-
-
-def need_tokenizer(loaded: Loaded) -> Any:
-    """The model's tokenizer; raises ValueError where its folder holds none."""
-    if loaded.tokenizer is None:
-        raise ValueError(
-            f"{loaded.name} holds no tokenizer, so text cannot be read for it; save the model's "
-            f"tokenizer in the same folder"
-        )
-    return loaded.tokenizer
 
 
 def decoder_blocks(model: nn.Module) -> nn.ModuleList:
@@ -150,6 +39,11 @@ def weight_of(layer: nn.Module) -> Tensor:
     """The weight of a linear layer as a view of shape (outputs, inputs), detached."""
     assert isinstance(layer.weight, Tensor)
     weight = layer.weight.detach()
+    return weight.T if isinstance(layer, Conv1D) else weight
+
+
+def stored(layer: nn.Module, weight: Tensor) -> Tensor:
+    """A weight (outputs, inputs) as a view of the shape that the layer stores it in."""
     return weight.T if isinstance(layer, Conv1D) else weight
 
 
@@ -199,10 +93,13 @@ def unprunable_weights(model: nn.Module, blocks: nn.ModuleList) -> tuple[str, ..
     return tuple(found)
 
 
-def check_model(model: nn.Module, blocks: nn.ModuleList, pattern_width: int | None) -> None:
+def check_model(
+    model: nn.Module, blocks: nn.ModuleList, pattern_width: int | None, *, streamed: bool = False
+) -> None:
     """Raise ValueError where a weight is shared, NaN or infinite, or not a multiple wide enough.
 
     pattern_width: the m of a pattern "n:m", which must divide every layer's inputs; or None.
+    streamed: the values are not there yet; `check_values` looks at them block by block.
     """
     owners: dict[int, str] = {}
     with together():
@@ -215,11 +112,23 @@ def check_model(model: nn.Module, blocks: nn.ModuleList, pattern_width: int | No
                         f"{name} shares its weight with {other}; fedspa prunes blocks one by one, "
                         f"which would prune a shared weight twice"
                     )
-                _check_weight(name, weight_of(layer), pattern_width)
+                _check_kind(name, weight_of(layer), pattern_width, streamed)
+            if not streamed:
+                check_values(prefix, block)
 
 
-def _check_weight(name: str, weight: Tensor, pattern_width: int | None) -> None:
-    if weight.is_meta:
+def check_values(name: str, block: nn.Module) -> None:
+    """Raise ValueError where a weight of a block is NaN or infinite; name: the block's."""
+    with together():
+        for short, layer in linear_layers(block).items():
+            weight = weight_of(layer)
+            # NaN goes through both extremes, and nothing of the weight's size is written.
+            finite = torch.stack(weight.aminmax()).isfinite()
+            refuse(~finite, partial(_explain_weight, f"{name}.{short}", weight))
+
+
+def _check_kind(name: str, weight: Tensor, pattern_width: int | None, streamed: bool) -> None:
+    if weight.is_meta and not streamed:
         raise ValueError(f"{name} is on the meta device; load the model's weights first")
     if weight.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise ValueError(
@@ -230,8 +139,6 @@ def _check_weight(name: str, weight: Tensor, pattern_width: int | None) -> None:
             f"{name} has {weight.shape[1]} inputs, which a pattern over every "
             f"{pattern_width} does not divide; choose another pattern, or a sparsity"
         )
-    # NaN goes through both extremes, and nothing of the weight's size is written.
-    refuse(~torch.stack(weight.aminmax()).isfinite(), partial(_explain_weight, name, weight))
 
 
 def _explain_weight(name: str, weight: Tensor) -> None:

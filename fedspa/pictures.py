@@ -15,6 +15,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from fedspa import charts, tables
+from fedspa.clock import duration
 from fedspa.heat import heat, heat_figure
 from fedspa.report import LayerResult, Report
 
@@ -131,16 +132,6 @@ def _facts(report: Report) -> list[tuple[str, str]]:
     if report.peak_gpu_memory:
         facts.append(("peak GPU memory", f"{report.peak_gpu_memory / 2**30:.2f} GiB"))
     return facts
-
-
-def duration(seconds: float) -> str:
-    """Spell seconds as a person would: 8.2 s, 3 min 20 s, 2 h 5 min."""
-    if seconds < 100:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 100:
-        return f"{minutes} min {rest} s"
-    return f"{minutes // 60} h {minutes % 60} min"
 
 
 def _perplexity(report: Report) -> list[Picture]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -149,7 +149,7 @@ class Report:
     versions: dict[str, str] = field(default_factory=dict)
     machine: dict[str, str] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
-    masks: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    masks: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def final_layers(self) -> tuple[LayerResult, ...]:

@@ -1,41 +1,44 @@
 """A round: clients draw blocks, prune them locally, and the server agrees (FedSpaLLM, alg. 1).
 
-All clients walk the decoder blocks side by side, so that one block's sums are all that the server
-holds: a client that walked the whole model alone would send the very same messages.
+All clients walk the decoder blocks side by side, so that one block's weights and sums are all that
+is held: a client that walked the whole model alone would send the very same messages.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
 from fedspa import client as local
 from fedspa import server
 from fedspa.batches import choose_batch
+from fedspa.blocks import Blocks, lent, unpacked, views
 from fedspa.clock import StageClock
 from fedspa.data import Client
+from fedspa.events import BlockProgress
 from fedspa.messages import BlockMessage
-from fedspa.model import layer_weights, set_weights
-from fedspa.progress import Advance
 from fedspa.pruners import Pruner
+from fedspa.ranks import Ranks, alone
 from fedspa.report import LayerResult
 from fedspa.settings import Settings, message_dtype, round_target
 from fedspa.walk import Stream, embed
-from fedspa_kernels.checks import together
 
 Observer = Callable[[BlockMessage], None]
 
 
 @dataclass(eq=False)
 class Member:
-    """A client in a run, with its hidden states and its account with the server."""
+    """A client in a run, with its hidden states and its account with the server.
+
+    tokens: of several ranks that split the samples this one's windows, else all of the client's.
+    """
 
     client: Client
     name: str
     stream: Stream = field(default_factory=lambda: Stream([], {}))
+    tokens: Tensor | None = None
     drawn: list[tuple[int, ...]] = field(default_factory=list)
     bytes_up: int = 0
     bytes_down: int = 0
@@ -47,101 +50,168 @@ class Member:
 
     @property
     def samples(self) -> int:
-        """Calibration windows."""
+        """Calibration windows, those of all ranks."""
         return self.client.tokens.shape[0]
 
 
 @dataclass
 class Run:
-    """What lasts from round to round.
+    """What lasts from block to block.
 
-    order: the members in the order in which they are aggregated. agreed: for every block that
-    was pruned the last broadcast, masks alone; sent: its bytes, weights included. pretrained:
-    the dense weights of those blocks, kept only where a later round needs them.
+    order: the members in the order in which they are aggregated; walked: those of them that this
+    rank walks. agreed: for every block that was pruned the round of its last broadcast; sent: its
+    bytes. block_done: called with the round and the block that were finished, and the layers'
+    results of it.
     """
 
     model: nn.Module
-    blocks: nn.ModuleList
-    names: list[str]
+    blocks: Blocks
     settings: Settings
     pruner: Pruner
     members: list[Member]
     order: list[Member]
     observe: Observer | None
     clock: StageClock
-    agreed: dict[int, BlockMessage] = field(default_factory=dict)
+    progress: BlockProgress = field(default_factory=lambda: BlockProgress(1, 1, {}))
+    ranks: Ranks = field(default_factory=alone)
+    walked: list[Member] = field(default_factory=list)
+    agreed: dict[int, int] = field(default_factory=dict)
     sent: dict[int, int] = field(default_factory=dict)
-    pretrained: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     layers: list[LayerResult] = field(default_factory=list)
+    block_done: Callable[[int, int], None] | None = None
 
 
-def block_counts(members: Sequence[Member], blocks: nn.ModuleList, settings: Settings) -> list[int]:
+def block_counts(members: Sequence[Member], blocks: int, settings: Settings) -> list[int]:
     """How many blocks each client prunes a round, by its capacity."""
     capacities = [member.client.capacity for member in members]
-    return server.blocks_per_client(capacities, len(blocks), settings.layers_per_client)
+    return server.blocks_per_client(capacities, blocks, settings.layers_per_client)
 
 
-def run_round(run: Run, round_index: int, advance: Advance) -> None:
-    """One round: draw blocks, then agree on each block in turn."""
+def draw_blocks(run: Run, round_index: int) -> list[list[int]]:
+    """The blocks of a round for every member, in the order of `run.order`."""
     settings = run.settings
-    counts = block_counts(run.order, run.blocks, settings)
+    counts = block_counts(run.order, len(run.blocks), settings)
     seed = f"{settings.seed}/{round_index}"
-    drawn = server.sample_blocks(counts, len(run.blocks), seed, settings.every_block)
-    for member, mine in zip(run.order, drawn, strict=True):
-        member.drawn.append(tuple(mine))
-        _download(run, member, mine)
-        if run.pruner.needs_inputs:
-            with run.clock.stage("embed"):
-                tokens = member.client.tokens
-                batch = settings.batch_size or choose_batch(run.model, tokens.shape[1])
-                member.stream = embed(run.model, run.blocks, tokens, batch)
-    for index in range(len(run.blocks)):
-        _run_block(run, round_index, index, advance)
+    return server.sample_blocks(counts, len(run.blocks), seed, settings.every_block)
 
 
-def _run_block(run: Run, round_index: int, index: int, advance: Advance) -> None:
-    """Let the clients that drew a block prune it one after the other, then agree."""
-    block, settings = run.blocks[index], run.settings
-    before = layer_weights(block)
-    if settings.rounds > 1:
-        run.pretrained.setdefault(index, before)
-    sums = server.BlockAggregation(before, settings)
-    taking_part = [member for member in run.order if index in member.drawn[-1]]
-    for member in run.order:
-        advance(f"block {index + 1}, {member.name}")
-        if member not in taking_part:
-            _pass_by(run, member, index, before)
-            continue
-        result = _prune_locally(run, member, round_index, index)
-        with run.clock.stage("aggregate"):
-            sums.add(result.message)
-        if settings.schedule == "one-shot":
-            with _lent(block, result.weights, before):
-                _propagate(run, member, index)
-    if not taking_part:
+def run_round(run: Run, round_index: int, first: int = 0) -> None:
+    """One round: draw blocks, then agree on each block in turn.
+
+    first: the block to go on with; where it is not 0, the members' accounts and hidden states
+    are those of the run that was interrupted there.
+    """
+    if first == 0:
+        for member, mine in zip(run.order, draw_blocks(run, round_index), strict=True):
+            member.drawn.append(tuple(mine))
+            _download(run, member, mine)
+        embed_all(run)
+    for index in range(first, len(run.blocks)):
+        _run_block(run, round_index, index)
+        run.progress.block_done(round_index, index)
+        if run.block_done is not None:
+            run.block_done(round_index, index)
+
+
+def embed_all(run: Run) -> None:
+    """Give every member that this rank walks the hidden states that enter the first block."""
+    if not run.pruner.needs_inputs:
         return
-    with run.clock.stage("aggregate"):
-        _agree(run, sums, taking_part, round_index, index)
-    if settings.schedule == "synchronous":
-        for member in taking_part:
-            _propagate(run, member, index)
+    with run.blocks.embedding():
+        for member in run.walked:
+            run.progress.stage("embed", member.name)
+            with run.clock.stage("embed"):
+                tokens = member.client.tokens if member.tokens is None else member.tokens
+                batch = _batch_of(run, tokens)
+                embed(
+                    run.model,
+                    run.blocks.modules,
+                    tokens,
+                    batch,
+                    device=run.blocks.device,
+                    stream=member.stream,
+                )
 
 
-def _prune_locally(run: Run, member: Member, round_index: int, index: int) -> local.LocalResult:
-    settings, block = run.settings, run.blocks[index]
+def restore_arguments(run: Run) -> None:
+    """Give the members what their blocks are called with; hidden states come from elsewhere."""
+    if not run.pruner.needs_inputs:
+        return
+    with run.blocks.embedding():
+        for member in run.walked:
+            tokens = member.client.tokens if member.tokens is None else member.tokens
+            batch = _batch_of(run, tokens)
+            # The arguments depend on a batch's size alone, and the last may have one of its own.
+            for part in (tokens[:batch], tokens[len(tokens) // batch * batch :]):
+                if len(part):
+                    once = embed(
+                        run.model, run.blocks.modules, part, batch, device=run.blocks.device
+                    )
+                    member.stream.arguments.update(once.arguments)
+
+
+def _batch_of(run: Run, tokens: Tensor) -> int:
+    return run.settings.batch_size or choose_batch(
+        run.model, tokens.shape[1], device=run.blocks.device
+    )
+
+
+def _run_block(run: Run, round_index: int, index: int) -> None:
+    """Let the clients that drew a block prune it one after the other, then agree."""
+    taking_part = [member for member in run.order if index in member.drawn[-1]]
+    if not taking_part and not any(goes_on(run, member, index) for member in run.order):
+        return
+    with run.blocks.open(index) as block:
+        current = views(block)
+        sums = server.BlockAggregation(current, run.settings)
+        for member in run.walked:
+            if member not in taking_part:
+                _pass_by(run, block, member, index)
+                continue
+            result = _prune_locally(run, block, member, round_index, index)
+            run.progress.stage("aggregate", member.name)
+            with run.clock.stage("aggregate"):
+                sums.add(result.message)
+            if run.settings.schedule == "one-shot":
+                with lent(block, result.weights):
+                    _propagate(run, block, member, index)
+            # Otherwise it would live until the next client has its own.
+            del result
+        if not taking_part:
+            return
+        with run.clock.stage("aggregate"):
+            if run.ranks.split == "clients":
+                sums.add_other_ranks(run.ranks)
+            _agree(run, sums, taking_part, round_index, index)
+        if run.settings.schedule == "synchronous":
+            for member in run.walked:
+                if member in taking_part:
+                    _propagate(run, block, member, index)
+
+
+def _prune_locally(
+    run: Run, block: nn.Module, member: Member, round_index: int, index: int
+) -> local.LocalResult:
+    settings = run.settings
     task = local.BlockTask(
         round=round_index,
         block=index,
-        name=run.names[index],
+        name=run.blocks.names[index],
         target=round_target(settings, round_index, member.client.sparsity),
         support=_support(run, index),
         message_dtype=message_dtype(settings),
         mask_only=settings.aggregation == "mask",
     )
+    together = run.ranks if run.ranks.split == "samples" else alone()
+    run.progress.stage("calibrate", member.name)
     with run.clock.stage("calibrate"):
         statistics = local.calibrate(member.name, block, member.stream, task, run.pruner)
+        local.sum_statistics(statistics, together)
+    run.progress.stage("prune", member.name)
     with run.clock.stage("prune"):
-        result = local.prune(member.name, member.samples, block, statistics, task, run.pruner)
+        result = local.prune(
+            member.name, member.samples, block, statistics, task, run.pruner, together
+        )
     member.bytes_up += result.message.nbytes
     member.loss += result.loss
     member.pruned += sum(layer.pruned for layer in result.message.layers.values())
@@ -155,8 +225,7 @@ def _support(run: Run, index: int) -> dict[str, Tensor] | None:
     """The masks that former rounds agreed on, or None where the block is still dense."""
     if index not in run.agreed:
         return None
-    with together():
-        return {name: layer.mask() for name, layer in run.agreed[index].layers.items()}
+    return unpacked(run.blocks.masks(index), run.blocks.device)
 
 
 def _agree(
@@ -170,9 +239,8 @@ def _agree(
     target = round_target(run.settings, round_index)
     agreed = sums.agree(target)
     message = server.pack_block(agreed, round_index, index, run.settings)
-    set_weights(run.blocks[index], server.received_weights(message, agreed))
-    bits_only = {n: replace(layer, values=None) for n, layer in message.layers.items()}
-    run.agreed[index] = replace(message, layers=bits_only)
+    run.blocks.keep(index, server.received_weights(message, agreed), message)
+    run.agreed[index] = round_index
     run.sent[index] = message.nbytes
     for member in taking_part:
         member.holds[index] = round_index
@@ -194,33 +262,31 @@ def _agree(
 def _download(run: Run, member: Member, mine: Sequence[int]) -> None:
     """Count what a client must fetch before a round: blocks that it has an older version of."""
     for index in mine:
-        if index in run.agreed and member.holds.get(index) != run.agreed[index].round:
+        if index in run.agreed and member.holds.get(index) != run.agreed[index]:
             member.bytes_down += run.sent[index]
-            member.holds[index] = run.agreed[index].round
+            member.holds[index] = run.agreed[index]
 
 
-def _pass_by(run: Run, member: Member, index: int, current: dict[str, Tensor]) -> None:
+def _pass_by(run: Run, block: nn.Module, member: Member, index: int) -> None:
     """Move a client past a block that it did not draw, which it takes dense from its own cache."""
-    if index > max(member.drawn[-1]):
+    if not goes_on(run, member, index):
         return
-    with _lent(run.blocks[index], run.pretrained.get(index, current), current):
-        _propagate(run, member, index)
+    if index in run.agreed:
+        with lent(block, run.blocks.pretrained(index)):
+            _propagate(run, block, member, index)
+    else:
+        _propagate(run, block, member, index)
 
 
-@contextmanager
-def _lent(
-    block: nn.Module, weights: dict[str, Tensor], current: dict[str, Tensor]
-) -> Iterator[None]:
-    """Let a block hold a client's weights for a while, whatever happens in it."""
-    set_weights(block, weights)
-    try:
-        yield
-    finally:
-        set_weights(block, current)
+def goes_on(run: Run, member: Member, index: int) -> bool:
+    """Whether a client still needs its hidden states behind a block."""
+    return run.pruner.needs_inputs and index < max(member.drawn[-1])
 
 
-def _propagate(run: Run, member: Member, index: int) -> None:
+def _propagate(run: Run, block: nn.Module, member: Member, index: int) -> None:
     """Move a client's hidden states past a block, unless none of its blocks needs them any more."""
-    if run.pruner.needs_inputs and index < max(member.drawn[-1]):
-        with run.clock.stage("propagate"):
-            local.propagate(run.blocks[index], member.stream, index)
+    if not goes_on(run, member, index):
+        return
+    run.progress.stage("propagate", member.name)
+    with run.clock.stage("propagate"):
+        local.propagate(block, member.stream, index)

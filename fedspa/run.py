@@ -3,32 +3,54 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fedspa import server
+from fedspa.blocks import Blocks, HeldBlocks
 from fedspa.clock import StageClock
 from fedspa.data import Client, check_clients, client_names
+from fedspa.loading import Loaded, open_model
+from fedspa.messages import LayerMessage
 from fedspa.model import (
-    block_names,
     check_model,
-    decoder_blocks,
-    device_of,
     linear_layers,
-    load,
     longest_window,
     unprunable_weights,
     vocabulary_size,
     weight_of,
 )
-from fedspa.output import check_output, complete_folder, write_result
-from fedspa.progress import progress_bar
+from fedspa.output import check_output, complete_folder, result_bytes, write_result
+from fedspa.progress import block_progress
 from fedspa.pruners import make_pruner
+from fedspa.ranks import Ranks, join
 from fedspa.report import ClientResult, Report, machine, peak_gpu_memory, peak_memory, versions
 from fedspa.rounds import Member, Observer, Run, block_counts, run_round
 from fedspa.settings import Settings
+from fedspa.streaming.architecture import Source
 from fedspa_kernels.arguments import parse_pattern
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """How a run is carried out, which changes nothing of what it computes but for rounding.
+
+    device, dtype: of a model that is given by its path. activations: where hidden states lie
+    between two blocks, "gpu", "host", "disk" or "auto". split: what the ranks of torchrun divide,
+    "samples" or "clients". restart: forget what a killed run left, and start anew.
+    progress: True, False, or None: where stderr is a terminal. events: progress as JSON lines.
+    """
+
+    device: str = "cpu"
+    dtype: str = "auto"
+    activations: str = "auto"
+    split: str | None = None
+    restart: bool = False
+    progress: bool | None = None
+    events: bool = False
 
 
 def federate(
@@ -40,74 +62,148 @@ def federate(
     tokenizer: Any = None,
     progress: bool | None = None,
     observe: Observer | None = None,
+    surroundings: Surroundings | None = None,
+    ranks: Ranks | None = None,
 ) -> Report:
     """Prune a causal language model over clients whose calibration data stays with each of them.
 
-    model: a Hugging Face causal LM, pruned in place; or a path or id, which needs `out`.
+    model: a Hugging Face causal LM, pruned in place; or a path or id, which needs `out`: then it
+        is streamed from its checkpoint block by block, and a run that is killed goes on where it
+        was when it is called again.
     clients: their calibration windows and capacities; their order does not change a bit.
     out: folder for the pruned checkpoint, the masks and the report; complete or absent.
     tokenizer: saved beside the model in `out`; a path brings its own.
     progress: True, False, or None: where stderr is a terminal.
     observe: is given every message that a client sends, as it is sent.
+    surroundings: device, memory, ranks; `progress` here goes before theirs.
+    ranks: those that this process has joined already; None: joins them as surroundings say.
     returns: the report; its `masks` hold the mask of every pruned weight by its full name.
     raises: ValueError for settings, clients, data or a model that cannot be pruned so, and
         RuntimeError for the machine; before any work is done or file is written, but for what
-        only calibration can show (activations that are not finite, a singular hessian): then
-        the blocks before it are already pruned in a model that was passed in memory.
+        only the weights or calibration can show (values that are not finite, a singular hessian):
+        then the blocks before it are already pruned in a model that was passed in memory.
     """
-    if out is not None:
-        check_output(out)
+    around = surroundings or Surroundings()
+    if progress is not None:
+        around = Surroundings(**{**vars(around), "progress": progress})
     if isinstance(model, str | Path):
         if out is None:
             raise ValueError(
                 f"federate: {model} is a path, so the result needs a place: give out=FOLDER, "
                 f"or load the model and pass it"
             )
-        loaded = load(model)
-        model, tokenizer = loaded.model, loaded.tokenizer or tokenizer
-    run = _prepare(model, clients, settings, observe)
+        check_output(out, source=model)
+        model = open_model(model, dtype=around.dtype, device=around.device)
+    entered = nullcontext(ranks) if ranks is not None else join(around.split, around.device)
+    with entered as ranks:
+        if isinstance(model, Source):
+            # Imported here: it is made of this module's steps.
+            from fedspa.streaming.federation import federate_streamed
+
+            if out is None:
+                raise ValueError(
+                    "federate: a model that is streamed needs a place: give out=FOLDER"
+                )
+            return federate_streamed(model, clients, settings, out, around, ranks, observe)
+        if isinstance(model, Loaded):
+            model, tokenizer = model.model, model.tokenizer or tokenizer
+        return _federate_held(
+            model, clients, settings, around, ranks, out=out, tokenizer=tokenizer, observe=observe
+        )
+
+
+def _federate_held(
+    model: Any,
+    clients: Sequence[Client],
+    settings: Settings,
+    around: Surroundings,
+    ranks: Ranks,
+    *,
+    out: str | Path | None,
+    tokenizer: Any,
+    observe: Observer | None,
+) -> Report:
+    """Prune a model that is in memory as a whole."""
+    blocks = HeldBlocks(model, remember=settings.rounds > 1)
+    run = prepare(model, blocks, clients, settings, observe, ranks)
     if out is not None:
-        check_output(out, model)
+        check_output(out, result_bytes(model))
     training = model.training
     model.eval()
-    total = settings.rounds * len(run.blocks) * len(run.members)
-    with progress_bar("pruning", total, progress) as advance:
-        for round_index in range(settings.rounds):
-            run_round(run, round_index, advance)
+    walk(run, around)
     model.train(training)
-    report = _report(run)
-    if out is not None:
+    masks = {
+        f"{blocks.names[index]}.{name}": layer
+        for index in sorted(run.agreed)
+        for name, layer in blocks.masks(index).items()
+    }
+    report = report_of(run, masks)
+    if out is not None and ranks.first:
         with complete_folder(out) as folder:
             write_result(folder, model, tokenizer, report)
     return report
 
 
-def _prepare(
-    model: Any, clients: Sequence[Client], settings: Settings, observe: Observer | None
+def prepare(
+    model: Any,
+    blocks: Blocks,
+    clients: Sequence[Client],
+    settings: Settings,
+    observe: Observer | None,
+    ranks: Ranks,
 ) -> Run:
     """Check everything that a run depends on, before it starts."""
-    blocks = decoder_blocks(model)
     check_clients(clients, vocabulary_size(model), longest_window(model))
     _check_target(clients, settings)
     width = None
     if settings.pattern is not None:
         width = parse_pattern("settings", settings.pattern, width=0)[1]
-    check_model(model, blocks, width)
+    check_model(model, blocks.modules, width, streamed=not isinstance(blocks, HeldBlocks))
     names = client_names(clients)
     members = [Member(c, name) for c, name in zip(clients, names, strict=True)]
-    counts = block_counts(members, blocks, settings)
+    order = sorted(members, key=_order_key)
+    ranks.check_same("settings", {name: repr(v) for name, v in settings.to_dict().items()})
+    ranks.check_same("clients", {member.name: _order_key(member) for member in members})
+    walked = order
+    if ranks.split == "clients":
+        ranks.check_enough(len(order), "clients")
+        walked = ranks.mine(order)
+    elif ranks.split == "samples":
+        for member in members:
+            ranks.check_enough(member.samples, f"samples of client {member.name!r}")
+            member.tokens = ranks.mine(member.client.tokens)
+    counts = block_counts(members, len(blocks), settings)
     server.sample_blocks(counts, len(blocks), settings.seed, settings.every_block)
     return Run(
         model=model,
         blocks=blocks,
-        names=block_names(model, blocks),
         settings=settings,
         pruner=make_pruner(settings),
         members=members,
-        order=sorted(members, key=_order_key),
+        order=order,
         observe=observe,
-        clock=StageClock(device_of(model)),
+        clock=StageClock(blocks.device),
+        ranks=ranks,
+        walked=walked,
     )
+
+
+def walk(run: Run, around: Surroundings, start: tuple[int, int] = (0, 0)) -> None:
+    """Let the rounds happen, from a round and a block on."""
+    needs = run.pruner.needs_inputs
+    tokens = {m.name: m.client.tokens.numel() if needs else 0 for m in run.members}
+    show = around.progress if run.ranks.first else False
+    with block_progress(
+        len(run.blocks),
+        run.settings.rounds,
+        tokens,
+        first=start,
+        show=show,
+        events=around.events and run.ranks.first,
+    ) as run.progress:
+        first_round, block = start
+        for round_index in range(first_round, run.settings.rounds):
+            run_round(run, round_index, block if round_index == first_round else 0)
 
 
 def _order_key(member: Member) -> str:
@@ -127,14 +223,12 @@ def _check_target(clients: Sequence[Client], settings: Settings) -> None:
             )
 
 
-def _report(run: Run) -> Report:
+def report_of(run: Run, masks: Mapping[str, LayerMessage]) -> Report:
+    """What a run leaves behind, with the accounts of all ranks."""
+    gather_accounts(run)
     config = getattr(run.model, "config", None)
-    prunable = [weight_of(x).numel() for b in run.blocks for x in linear_layers(b).values()]
-    masks = {
-        f"{run.names[index]}.{name}": layer
-        for index, message in sorted(run.agreed.items())
-        for name, layer in message.layers.items()
-    }
+    modules = run.blocks.modules
+    prunable = [weight_of(x).numel() for b in modules for x in linear_layers(b).values()]
     return Report(
         settings=run.settings.to_dict(),
         model={
@@ -144,7 +238,7 @@ def _report(run: Run) -> Report:
             "parameters": sum(p.numel() for p in run.model.parameters()),
             "prunable": sum(prunable),
         },
-        unprunable=unprunable_weights(run.model, run.blocks),
+        unprunable=unprunable_weights(run.model, modules),
         clients=tuple(_client_result(member) for member in run.members),
         layers=tuple(run.layers),
         seconds=run.clock.seconds(),
@@ -154,6 +248,18 @@ def _report(run: Run) -> Report:
         machine=machine(),
         masks=masks,
     )
+
+
+def gather_accounts(run: Run) -> None:
+    """Give every rank the accounts of the clients that others walked."""
+    if run.ranks.split != "clients":
+        return
+    mine = {m.name: (m.bytes_up, m.pruned, m.weights, m.loss) for m in run.walked}
+    for accounts in run.ranks.gather(mine):
+        for member in run.members:
+            if member.name in accounts:
+                found = accounts[member.name]
+                member.bytes_up, member.pruned, member.weights, member.loss = found
 
 
 def _client_result(member: Member) -> ClientResult:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fedspa.messages import BlockMessage, LayerMessage, pack_layer
+from fedspa.ranks import Ranks
 from fedspa.settings import Settings, Target, message_dtype
 from fedspa_kernels import L0Accumulator, expand_mask
 from fedspa_kernels.checks import together
@@ -115,9 +116,19 @@ class BlockAggregation:
             importance = float(samples) if self.settings.weighting == "samples" else 1.0
             self._sums[name].add(layer.weight(), layer.mask(), importance=importance)
 
+    def add_other_ranks(self, ranks: Ranks) -> None:
+        """Add what the other ranks' clients sent, in place; every rank then has the same sums."""
+        weighted = self.settings.weighting == "samples" and self.settings.aggregation != "mask"
+        counts = ranks.gather((self.clients, self._samples))
+        self.clients = sum(clients for clients, _ in counts)
+        self._samples = sum(samples for _, samples in counts)
+        for name, dense in self.dense.items():
+            sums = self._sums.setdefault(name, L0Accumulator(dense.shape, dense.device))
+            sums.merge(ranks.sum_, self.clients, weighted=weighted)
+
     def agree(self, target: Target) -> dict[str, AgreedLayer]:
         """Average and expand every layer to the target; raises ValueError without a client."""
-        if not self._sums:
+        if not self.clients:
             raise ValueError("no client sent this block, so there is nothing to aggregate")
         with together():
             layers = {name: self._agree_layer(name, target) for name in self.dense}

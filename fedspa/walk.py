@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fedspa.model import device_of
+from fedspa.streaming.activations import Hidden
 
 # What a block is called with beside its hidden states: positional and named arguments.
 Call = tuple[tuple[Any, ...], dict[str, Any]]
@@ -20,13 +21,14 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 class Stream:
     """Hidden states on their way through the blocks, in batches, with the blocks' other inputs.
 
-    hidden: a list of tensors (batch, length, width), the input of the next block.
+    hidden: tensors (batch, length, width) in order, the input of the next block: a list, or what
+        places them elsewhere (`streaming.activations`).
     arguments: for every batch size, for every block, its remaining positional and named
         arguments (attention mask, rotary embedding, ...); windows carry no padding, so that
         these depend on the batch's shape alone.
     """
 
-    hidden: list[Tensor]
+    hidden: list[Tensor] | Hidden
     arguments: dict[int, list[Call]]
 
     def inputs(self, block_index: int) -> Iterator[tuple[Tensor, tuple[Any, ...], dict[str, Any]]]:
@@ -35,16 +37,38 @@ class Stream:
             args, kwargs = self.arguments[hidden.shape[0]][block_index]
             yield hidden, args, kwargs
 
+    def advance(self, following: Iterator[Tensor]) -> None:
+        """Replace the hidden states, each by the next of an iterator that may read them."""
+        if isinstance(self.hidden, list):
+            for index, hidden in enumerate(following):
+                self.hidden[index] = hidden
+        else:
+            self.hidden.replace(following)
+
 
 @torch.no_grad()
-def embed(model: nn.Module, blocks: nn.ModuleList, tokens: Tensor, batch_size: int) -> Stream:
+def embed(
+    model: nn.Module,
+    blocks: nn.ModuleList,
+    tokens: Tensor,
+    batch_size: int,
+    *,
+    device: torch.device | None = None,
+    stream: Stream | None = None,
+) -> Stream:
     """Token windows as the input of the first block.
 
     tokens: (windows, length) int64. The model's own forward runs with every block replaced by
     a recorder, so that each architecture prepares its masks and positions as it always does.
+    device: where the embedding lies; None: where the model's first parameter does.
+    stream: takes them, in place of what it held; None: a new one.
     """
-    stream = Stream([], {})
-    device = device_of(model)
+    if stream is None:
+        stream = Stream([], {})
+    stream.hidden.clear()
+    stream.arguments.clear()
+    if device is None:
+        device = device_of(model)
     with _recorders(blocks, stream.hidden) as calls:
         for batch in tokens.split(batch_size):
             calls.clear()
@@ -56,11 +80,6 @@ def embed(model: nn.Module, blocks: nn.ModuleList, tokens: Tensor, batch_size: i
 
 def _keep_arguments(stream: Stream, batch_size: int, calls: list[Call], model: str) -> None:
     """Keep what the blocks were called with, or refuse blocks that cannot be walked with it."""
-    if stream.hidden[-1].ndim != 3:
-        raise ValueError(
-            f"{model}: its blocks take inputs of shape {tuple(stream.hidden[-1].shape)}; fedspa "
-            f"walks blocks that take (batch, length, width)"
-        )
     known = stream.arguments.setdefault(batch_size, calls)
     if known is not calls and not _same(known, calls):
         raise ValueError(
@@ -91,12 +110,11 @@ class _LastBlockReached(Exception):
 
 
 @contextmanager
-def _recorders(blocks: nn.ModuleList, firsts: list[Tensor]) -> Iterator[list[Call]]:
+def _recorders(blocks: nn.ModuleList, firsts: list[Tensor] | Hidden) -> Iterator[list[Call]]:
     """Let every block note its arguments and hand its input on, the first one also its input.
 
     The first block really runs, once, to show how this architecture returns its output.
     """
-    kept = [block.__dict__.get("forward") for block in blocks]
     first_forward, last = blocks[0].forward, len(blocks) - 1
     calls: list[Call] = []
     # What follows the hidden states in a block's output: nothing, where it is a tensor.
@@ -106,6 +124,12 @@ def _recorders(blocks: nn.ModuleList, firsts: list[Tensor]) -> Iterator[list[Cal
         def record(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
             calls.append((args, kwargs))
             if index == 0:
+                if hidden_states.ndim != 3:
+                    raise ValueError(
+                        f"{type(blocks[0]).__name__} takes inputs of shape "
+                        f"{tuple(hidden_states.shape)}; fedspa walks blocks that take (batch, "
+                        f"length, width)"
+                    )
                 firsts.append(hidden_states)
             if index == last:
                 raise _LastBlockReached
@@ -116,10 +140,18 @@ def _recorders(blocks: nn.ModuleList, firsts: list[Tensor]) -> Iterator[list[Cal
 
         return record
 
-    for index, block in enumerate(blocks):
-        block.forward = recorder(index)
-    try:
+    with replaced_forwards(blocks, [recorder(index) for index in range(len(blocks))]):
         yield calls
+
+
+@contextmanager
+def replaced_forwards(blocks: nn.ModuleList, forwards: Sequence[Any]) -> Iterator[None]:
+    """Let every block do something else where the model calls it, one function for each."""
+    kept = [block.__dict__.get("forward") for block in blocks]
+    for block, forward in zip(blocks, forwards, strict=True):
+        block.forward = forward
+    try:
+        yield
     finally:
         for block, forward in zip(blocks, kept, strict=True):
             if forward is None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,42 +13,70 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig
 
 from bench.shapes import Model
-from fedspa.model import block_names, decoder_blocks
+from fedspa.blocks import bits_only
+from fedspa.messages import BlockMessage, LayerMessage
+from fedspa.model import block_names, decoder_blocks, set_weights
 
 
 class DrawnBlocks:
-    """The blocks of a model, on the meta device but for the one that was asked for last.
+    """A store of blocks (`fedspa.blocks`), on the meta device but for the one asked for last.
 
     A block is drawn anew, with the same numbers, whenever it comes back: what was written into it
     is lost with it. `seconds` is the time that drawing took.
     """
 
     def __init__(self, blocks: nn.ModuleList, device: torch.device, seed: int) -> None:
-        self._blocks = blocks
-        self._device = device
+        self.modules = blocks
+        self.names = [f"block {index + 1}" for index in range(len(blocks))]
+        self.device = device
         self._seed = seed
         self._drawn: int | None = None
+        self._masks: dict[int, dict[str, LayerMessage]] = {}
         self.seconds = 0.0
 
     def __len__(self) -> int:
-        return len(self._blocks)
+        return len(self.modules)
 
-    def __iter__(self) -> Iterator[nn.Module]:
-        """The blocks as they are, most of them without weights."""
-        return iter(self._blocks)
+    def embedding(self) -> AbstractContextManager[Any]:
+        """The embedding is always there, and block 0 now."""
+        return self.open(0)
+
+    def head(self) -> AbstractContextManager[Any]:
+        """The head is tied to the embedding."""
+        return nullcontext()
+
+    def open(self, index: int) -> AbstractContextManager[nn.Module]:
+        """A block with its weights."""
+        return nullcontext(self[index])
+
+    def pretrained(self, index: int) -> dict[str, Tensor]:
+        """Later rounds are not measured here."""
+        raise NotImplementedError("a bench of one round asks for no earlier weights")
+
+    def keep(self, index: int, weights: dict[str, Tensor], message: BlockMessage) -> None:
+        """Write the agreed weights into the block, as long as it is there."""
+        set_weights(self[index], weights)
+        self._masks[index] = {
+            name: replace(layer, bits=layer.bits.cpu(), kept=None)
+            for name, layer in bits_only(message).items()
+        }
+
+    def masks(self, index: int) -> dict[str, LayerMessage]:
+        """In main memory: those of a whole model would fill a GPU."""
+        return self._masks.get(index, {})
 
     def __getitem__(self, index: int) -> nn.Module:
         """The block of that index with its weights, in the place of the one before it."""
         if index != self._drawn:
             start = time.perf_counter()
             if self._drawn is not None:
-                self._blocks[self._drawn].to("meta")
+                self.modules[self._drawn].to("meta")
             self._drawn = index
-            block = self._blocks[index].to_empty(device=self._device)
-            draw_weights(block, self._device, f"{self._seed}/{index}")
-            _finish(self._device)
+            block = self.modules[index].to_empty(device=self.device)
+            draw_weights(block, self.device, f"{self._seed}/{index}")
+            _finish(self.device)
             self.seconds += time.perf_counter() - start
-        return self._blocks[index]
+        return self.modules[index]
 
 
 def draw_model(

@@ -16,6 +16,7 @@ from bench.shapes import Model
 from fedspa.client import propagate
 from fedspa.clock import StageClock
 from fedspa.data import Client
+from fedspa.events import BlockProgress, Event
 from fedspa.model import layer_weights, linear_layers, set_weights, weight_of
 from fedspa.progress import Advance
 from fedspa.pruners import make_pruner
@@ -68,24 +69,32 @@ def fedspa(job: Job, tokens: Sequence[Tensor], advance: Advance) -> Outcome:
     members = [
         Member(Client(windows), f"client {index + 1}") for index, windows in enumerate(tokens)
     ]
+    # Every client prunes every block, which the caller counts.
+    progress = BlockProgress(job.blocks, 1, {}, tell=lambda event: _count(event, advance))
     run = Run(
         model=model,
-        blocks=blocks,  # type: ignore[arg-type]
-        names=[f"block {index + 1}" for index in range(job.blocks)],
+        blocks=blocks,
         settings=job.settings,
         pruner=make_pruner(job.settings),
         members=members,
         order=members,
         observe=None,
         clock=StageClock(job.device),
+        progress=progress,
+        walked=members,
     )
-    stages = _timed(lambda: run_round(run, 0, advance), run.clock, blocks)
+    stages = _timed(lambda: run_round(run, 0), run.clock, blocks)
     bits = {
         (index, name): (layer.bits, layer.shape[1])
-        for index, message in run.agreed.items()
-        for name, layer in message.layers.items()
+        for index in run.agreed
+        for name, layer in blocks.masks(index).items()
     }
     return Outcome(stages, bits, _last_output(blocks, members[0].stream))
+
+
+def _count(event: Event, advance: Advance) -> None:
+    if event["event"] == "stage" and event["stage"] == "prune":
+        advance(f"block {event['block'] + 1}, {event['client']}")
 
 
 def peers(job: Job, tokens: Sequence[Tensor], advance: Advance) -> Outcome:
@@ -101,7 +110,7 @@ def peers(job: Job, tokens: Sequence[Tensor], advance: Advance) -> Outcome:
 
     def walk() -> None:
         with clock.stage("embed"):
-            streams.extend(embed(model, blocks, mine, 1) for mine in tokens)  # type: ignore[arg-type]
+            streams.extend(embed(model, blocks.modules, mine, 1) for mine in tokens)
         for index in range(job.blocks):
             bits.update(_walk_block(job, clock, blocks[index], index, streams, advance))
 

@@ -33,10 +33,12 @@ def run(pipeline, job, samples=6, clients=2):
 @FAMILIES
 def test_blocks_are_drawn_one_at_a_time_and_the_same_again(shape):
     _, blocks = draw_model(shape, 3, 24, torch.float32, CPU, seed=1)
-    assert len(blocks) == 3 and all(p.is_meta for block in blocks for p in block.parameters())
+    assert len(blocks) == 3 and all(
+        p.is_meta for block in blocks.modules for p in block.parameters()
+    )
     first = {name: p.detach().clone() for name, p in blocks[0].named_parameters()}
     second = dict(blocks[1].named_parameters())
-    drawn = [not next(block.parameters()).is_meta for block in blocks]
+    drawn = [not next(block.parameters()).is_meta for block in blocks.modules]
     assert drawn == [False, True, False]
     assert not torch.equal(second["self_attn.q_proj.weight"], first["self_attn.q_proj.weight"])
     again = dict(blocks[0].named_parameters())

@@ -134,7 +134,7 @@ def test_a_killed_run_leaves_no_folder_under_the_final_name(tmp_path, number):
     assert all(name.startswith(".out.partial-") for name in left)
 
 
-def test_a_whole_run_killed_while_pruning_leaves_nothing(tmp_path):
+def test_a_whole_run_killed_while_pruning_leaves_nothing_under_its_name(tmp_path):
     make_model("llama", layers=8).save_pretrained(tmp_path / "dense")
     code = (
         "import sys, torch, fedspa\n"
@@ -149,7 +149,8 @@ def test_a_whole_run_killed_while_pruning_leaves_nothing(tmp_path):
             pass
         run.kill()
         assert run.wait(timeout=30) == -signal.SIGKILL
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["dense"]
+    hidden = [".out.partial", ".out.state"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [*hidden, "dense"]
 
 
 def test_a_path_that_cannot_be_made(tmp_path, monkeypatch):

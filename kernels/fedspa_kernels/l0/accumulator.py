@@ -1,7 +1,7 @@
 """ℓ0 averaging as a stream."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -73,6 +73,26 @@ class L0Accumulator:
             )
         weight = decompress(compressed, self._total.shape)
         self.add(weight, unpack_mask(compressed.bits, weight.shape[-1]), importance=importance)
+
+    @torch.no_grad()
+    def merge(
+        self,
+        sum_: Callable[[Sequence[Tensor]], object],
+        clients: int,
+        *,
+        weighted: bool = False,
+    ) -> None:
+        """Take in the clients of other accumulators, as of other processes.
+
+        sum_: adds what it is given to the same tensors of all accumulators, in place, as an
+            all-reduce does. clients: how many all of them were given.
+        weighted: whether any of them was given an importance that is not 1.
+        """
+        if weighted and self._importance is None:
+            self._importance = self._votes.float()
+        sums = [self._total, self._votes]
+        sum_(sums if self._importance is None else [*sums, self._importance])
+        self._clients = clients
 
     @torch.no_grad()
     def average(self, dtype: torch.dtype = torch.float32) -> Average:

@@ -1,0 +1,1 @@
+"""`fedspa plan`: what a run will need, from the model's configuration alone."""

@@ -1,0 +1,66 @@
+"""Where a streamed run has room: memory for its hidden states, and the disk for what it writes."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedspa.machine import memory_free
+from fedspa.model import linear_layers, weight_of
+from fedspa.rounds import Run
+from fedspa.streaming.architecture import Source
+from fedspa.streaming.placement import FILES, choose_placement
+from fedspa.streaming.shards import output_bytes
+
+
+def choose_place(wanted: str, run: Run, dtype: torch.dtype, folder: Path) -> str:
+    """Where the hidden states of all members that this rank walks lie, see `choose_placement`."""
+    device = run.blocks.device
+    work = block_work(run)
+    gpu_free = 0
+    host_free = memory_free()
+    if device.type == "cuda":
+        gpu_free = max(0, torch.cuda.mem_get_info(device)[0] - work)
+    else:
+        host_free = max(0, host_free - work)
+    disk_free = shutil.disk_usage(folder).free
+    return choose_placement(
+        wanted, hidden_bytes(run, dtype), device, gpu_free, host_free, disk_free
+    )
+
+
+def hidden_bytes(run: Run, dtype: torch.dtype) -> int:
+    """Bytes of the hidden states between two blocks, of all members that this rank walks."""
+    if not run.pruner.needs_inputs:
+        return 0
+    config: Any = run.model.config
+    width = config.get_text_config(decoder=True).hidden_size
+    tokens = sum(
+        (member.client.tokens if member.tokens is None else member.tokens).numel()
+        for member in run.walked
+    )
+    return tokens * width * dtype.itemsize
+
+
+def block_work(run: Run) -> int:
+    """About what one block takes where it is computed: weights, sums, statistics and factors."""
+    blocks = [linear_layers(block).values() for block in run.blocks.modules]
+    weights = max(sum(weight_of(layer).numel() for layer in layers) for layers in blocks)
+    widest = max(weight_of(layer).shape[1] for layers in blocks for layer in layers)
+    # Per weight: its own, a client's and the message's 2 to 4 bytes each, sums and votes 4 each.
+    return weights * (3 * 4 + 8 + 2) + 4 * 4 * widest**2
+
+
+def disk_bytes(run: Run, source: Source) -> int:
+    """Bytes that the output and the state take on the disk, hidden states of all ranks included."""
+    layers = [weight_of(x) for block in run.blocks.modules for x in linear_layers(block).values()]
+    masks = sum(weight.numel() for weight in layers) // 8
+    journaled = 0
+    if run.settings.rounds > 1:
+        journaled = sum(weight.numel() for weight in layers) * source.dtype.itemsize
+    hidden = FILES * hidden_bytes(run, source.dtype) * run.ranks.size
+    # The masks of single blocks are merged into one file at the end.
+    return output_bytes(source.checkpoint, source.written) + 2 * masks + journaled + hidden
