@@ -1,4 +1,4 @@
-"""The command line: `fedspa demo`, `fedspa prune`, `fedspa eval`.
+"""The command line: `fedspa demo`, `fedspa prune`, `fedspa eval`, `fedspa plan`.
 
 Exit codes: 0 done; 2 the input cannot be used; 1 the machine could not do it; 130 interrupted,
 143 ended.
@@ -24,6 +24,7 @@ from fedspa.evaluate import domain_perplexity
 from fedspa.loading import Loaded, load, open_model
 from fedspa.machine import keep_freed_memory
 from fedspa.output import check_output, free_name
+from fedspa.planning.cli import command as plan
 from fedspa.progress import progress_bar
 from fedspa.prune import prune_into
 from fedspa.ranks import SPLITS
@@ -244,6 +245,9 @@ def evaluate(model: str, text: tuple[str, ...], seqlen: int, **options: Any) -> 
     else:
         for name, value in found.items():
             click.echo(f"{name}: perplexity {value:.3f} ({len(heldout[name])} × {seqlen} tokens)")
+
+
+main.add_command(plan)
 
 
 def _settings(options: dict[str, Any], sparsity: float, **defaults: Any) -> Settings:

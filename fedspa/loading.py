@@ -40,7 +40,7 @@ def open_model(
     path = Path(source)
     if path.suffix == ".gguf":
         return load(source, dtype=dtype, device=device)
-    _check_source(source)
+    read_configuration(source)
     folder = path if path.is_dir() else _fetched(source)
     opened = open_source(folder, dtype, _tokenizer(folder), str(source))
     if isinstance(opened, Source):
@@ -64,7 +64,7 @@ def load(source: str | Path, *, dtype: str = "auto", device: str = "cpu") -> Loa
         wanted = torch.float32 if dtype == "auto" else getattr(torch, dtype)
         model, tokenizer = read_gguf(path, wanted)
         return Loaded(model.to(device).eval(), tokenizer, path.stem)
-    _check_source(source)
+    read_configuration(source)
     return Loaded(_read_weights(source, dtype).to(device).eval(), _tokenizer(source), str(source))
 
 
@@ -80,7 +80,12 @@ def _fetched(source: str | Path) -> Path:
     return Path(snapshot_download(str(source), allow_patterns=kinds))
 
 
-def _check_source(source: str | Path) -> None:
+def read_configuration(source: str | Path) -> Any:
+    """The configuration of a checkpoint folder or of a model of the hub.
+
+    Raises ValueError where it is broken, or not of a model that can be pruned; RuntimeError where
+    it cannot be fetched.
+    """
     path = Path(source)
     if path.is_dir() and not (path / "config.json").is_file():
         raise ValueError(
@@ -108,6 +113,7 @@ def _check_source(source: str | Path) -> None:
         raise ValueError(
             f"model: {source} is of type {config.model_type!r}, which is no causal language model"
         )
+    return config
 
 
 def _read_weights(source: str | Path, dtype: str) -> PreTrainedModel:

@@ -97,6 +97,16 @@ def keep_freed_memory() -> None:
             mallopt(option, 2**31 - 1)
 
 
+def return_freed_memory() -> None:
+    """Give pages of freed tensors back to the system, where glibc is.
+
+    Blocks that come and go leave holes which malloc does not fill evenly: without this a run of
+    60 blocks grew by up to one of them each time.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def _processor() -> str:
     listing = Path("/proc/cpuinfo")
     if listing.is_file():

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
+from fedspa.loading import read_configuration
 from fedspa.model import decoder_blocks, linear_layers, weight_of
 from fedspa.planning.known import MODELS, configuration, find_model
 
@@ -129,29 +129,10 @@ def read_architecture(source: str, dtype: str = "auto") -> Architecture:
 def _configuration(source: str) -> Any:
     if source in MODELS:
         return configuration(find_model(source))
-    path = Path(source)
-    if path.is_dir() and not (path / "config.json").is_file():
-        raise ValueError(
-            f"plan: {path} holds no config.json, so it is not a Hugging Face checkpoint; name the "
-            f"folder that save_pretrained wrote"
-        )
     try:
-        config = AutoConfig.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"plan: {source} is no checkpoint folder, and its configuration cannot be read "
-            f"({str(error).splitlines()[0]}); known by name are {', '.join(MODELS)}"
-        ) from error
-    if getattr(config, "quantization_config", None) is not None:
-        raise ValueError(
-            f"plan: {source} holds quantised weights, which cannot be pruned as they are; plan "
-            f"for the checkpoint that it was quantised from"
-        )
-    if type(config) not in AutoModelForCausalLM._model_mapping:
-        raise ValueError(
-            f"plan: {source} is of type {config.model_type!r}, which is no causal language model"
-        )
-    return config
+        return read_configuration(source)
+    except RuntimeError as error:
+        raise ValueError(f"{error}, or a name: {', '.join(MODELS)}") from error
 
 
 def _attention(model: nn.Module, index: int) -> Any:

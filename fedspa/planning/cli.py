@@ -11,6 +11,7 @@ from rich.console import Console
 from transformers.utils import logging
 
 from fedspa.loading import DTYPES
+from fedspa.machine import memory_now
 from fedspa.planning.architecture import read_architecture
 from fedspa.planning.duration import estimate
 from fedspa.planning.job import ACTIVATIONS, SPLITS, Job
@@ -18,12 +19,11 @@ from fedspa.planning.quantities import (
     device_memory,
     free_disk,
     free_memory,
-    held_memory,
     parse_bytes,
 )
 from fedspa.planning.rates import measure
-from fedspa.planning.table import plan_table, plan_values
-from fedspa.planning.verdict import Room, judge, sentence
+from fedspa.planning.table import plan_lines, plan_table, plan_values
+from fedspa.planning.verdict import Room, judge
 from fedspa.settings import AGGREGATIONS, MESSAGE_DTYPES, PRUNERS, SCHEDULES, Settings
 
 DEFAULT_SPARSITY = 0.5
@@ -81,7 +81,8 @@ def command(**options: Any) -> None:
     else:
         console = Console()
         console.print(plan_table(verdict, time))
-        console.print(sentence(verdict), soft_wrap=True, highlight=False)
+        for line in plan_lines(verdict, time):
+            console.print(line, soft_wrap=True, highlight=False)
     click.get_current_context().exit(0 if verdict.fits else 1)
 
 
@@ -114,7 +115,7 @@ def _job(options: dict[str, Any]) -> tuple[Job, Room]:
         activations=options["activations"],
         split=options["split"],
         ranks=options["ranks"],
-        process=held_memory(),
+        process=memory_now(),
     )
     disk = options["disk"] or free_disk(options["out"])
     room = Room(gpu=job.device_memory, host=options["host_memory"] or free_memory(), disk=disk)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from fedspa.machine import memory_free, memory_now
+
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 # Where Linux says what a container may use.
@@ -52,20 +54,11 @@ def device_memory() -> int | None:
 
 def free_memory() -> int | None:
     """Main memory that this process holds or could still take; None where nothing tells."""
-    listing = Path("/proc/meminfo")
-    if not listing.is_file():
-        return None
-    free = _kilobytes(listing, "MemAvailable")
+    free = memory_free()
     for limit, used in zip(LIMITS, USED, strict=True):
         if limit.is_file() and used.is_file() and limit.read_text().strip().isdecimal():
             free = min(free, int(limit.read_text()) - int(used.read_text()))
-    return max(free, 0) + held_memory()
-
-
-def held_memory() -> int:
-    """Main memory that this process holds: Python, PyTorch and transformers, where Linux tells."""
-    listing = Path("/proc/self/status")
-    return _kilobytes(listing, "VmRSS") if listing.is_file() else 0
+    return max(free, 0) + memory_now() if free else None
 
 
 def free_disk(folder: Path) -> int:
@@ -74,8 +67,3 @@ def free_disk(folder: Path) -> int:
     while not place.exists():
         place = place.parent
     return shutil.disk_usage(place).free
-
-
-def _kilobytes(listing: Path, field: str) -> int:
-    found = re.search(rf"{field}:\s+(\d+) kB", listing.read_text())
-    return 1024 * int(found[1]) if found else 0

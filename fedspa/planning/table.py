@@ -22,7 +22,6 @@ def plan_table(verdict: Verdict, time: Duration | None) -> Table:
     table = Table(
         title=f"{job.architecture.name}, {job.clients} client{'s' * (job.clients > 1)}, "
         f"{job.samples} × {job.seqlen} tokens each, on {device}{split}",
-        caption=_caption(verdict, time),
     )
     columns = ["host", "disk"] if job.device == "cpu" else ["gpu", "host", "disk"]
     table.add_column("stage")
@@ -46,7 +45,8 @@ def plan_table(verdict: Verdict, time: Duration | None) -> Table:
     return table
 
 
-def _caption(verdict: Verdict, time: Duration | None) -> str:
+def plan_lines(verdict: Verdict, time: Duration | None) -> list[str]:
+    """What the table does not show, and the verdict in a sentence at the end."""
     job = verdict.job
     up, down = client_traffic(job)
     lines = [
@@ -64,7 +64,7 @@ def _caption(verdict: Verdict, time: Duration | None) -> str:
         lines.append("--calibrate measures this machine's rates, for the times")
     else:
         lines.append(f"blocks and hidden states move meanwhile: {duration(time.moving)}")
-    return "\n".join(lines)
+    return [*lines, sentence(verdict)]
 
 
 def plan_values(verdict: Verdict, time: Duration | None, rates: Any) -> dict[str, Any]:

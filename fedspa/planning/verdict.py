@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 from fedspa.planning.job import Job
@@ -92,40 +93,45 @@ def _leaves_room(verdict: Verdict) -> bool:
 def ways_out(verdict: Verdict) -> list[str]:
     """Options with which the run would fit, each tried; of a kind the one that changes least."""
     found: list[str] = []
-    for changes in _changes(verdict.job):
-        for job, options in changes:
-            if judge(job, verdict.room).fits:
-                # Where batches or windows must change, another place may serve as well.
-                found.append(options)
-                break
-    return found[:WAYS]
-
-
-def _changes(job: Job) -> Iterator[Iterator[tuple[Job, str]]]:
-    """Kinds of changes, of each other jobs and how to ask for them."""
-    yield (
+    job = verdict.job
+    others = (
         (replace(job, activations=placement), f"--activations {placement}")
         for placement in PLACEMENTS[job.device]
         if job.activations not in ("auto", placement)
     )
-    free = replace(job, activations="auto")
-    also = "" if job.activations == "auto" else "--activations auto "
-    yield ((_with(free, batch_size=n), f"{also}--batch-size {n}") for n in _smaller(job.batch))
+    placed = _first(others, verdict.room)
+    # Where no place serves on its own, other changes are tried with all of them.
+    both = job.activations != "auto" and not placed
+    free = replace(job, activations="auto") if both else job
+    for changes in _changes(free, "--activations auto " if both else ""):
+        found += _first(changes, verdict.room)
+    return [*placed, *found][:WAYS]
+
+
+def _first(changes: Iterator[tuple[Job, str]], room: Room) -> list[str]:
+    """How to ask for the first job that fits; empty where none does."""
+    fitting = (how for job, how in changes if judge(job, room).fits)
+    return list(islice(fitting, 1))
+
+
+def _changes(job: Job, also: str) -> Iterator[Iterator[tuple[Job, str]]]:
+    """Kinds of changes, of each other jobs and how to ask for them, which `also` begins."""
+    yield ((_with(job, batch_size=n), f"{also}--batch-size {n}") for n in _smaller(job.batch))
     least = job.ranks if job.split == "samples" else 1
     yield (
-        (replace(free, samples=n), f"{also}--samples {n}")
+        (replace(job, samples=n), f"{also}--samples {n}")
         for n in _smaller(job.samples)
         if n >= least
     )
     if job.split is None and job.device == "cuda":
         yield (
-            (replace(free, split="samples", ranks=n), f"{also}--split samples --ranks {n}")
+            (replace(job, split="samples", ranks=n), f"{also}--split samples --ranks {n}")
             for n in (2, 4, 8)
             if n <= job.samples
         )
     if job.settings.pruner == "sparsegpt":
-        yield iter([(_with(free, pruner="wanda"), f"{also}--pruner wanda")])
-    small = _with(replace(free, samples=least), batch_size=1)
+        yield iter([(_with(job, pruner="wanda"), f"{also}--pruner wanda")])
+    small = _with(replace(job, samples=least), batch_size=1)
     yield iter([(small, f"{also}--batch-size 1 --samples {least}")])
     if job.settings.pruner == "sparsegpt":
         smallest = _with(small, pruner="wanda")
@@ -151,7 +157,7 @@ def _smaller(number: int) -> Iterator[int]:
 def sentence(verdict: Verdict) -> str:
     """The verdict in a sentence, with ways out where it does not fit."""
     job, worst = verdict.job, most(verdict.stages)
-    where = {"gpu": "GPU", "host": "main memory", "disk": "disk"}
+    where = {"gpu": "GPU memory", "host": "main memory", "disk": "disk"}
     if verdict.fits:
         parts = [f"{written(worst.host)} of main memory", f"{written(worst.disk)} of disk"]
         if job.device == "cuda":

@@ -82,9 +82,9 @@ class Peers:
         """Whether every other rank has finished."""
         return all(peer.done for peer in self._others.values())
 
-    def readers(self, patience: float) -> list[int]:
-        """Who may still use the store."""
-        lost = {*self.vanished(), *self.silent(patience)}
+    def readers(self, patience: float, arrival: float) -> list[int]:
+        """Who may still use the store, or may yet come to."""
+        lost = {*self.vanished(), *self.silent(patience), *self.missing(arrival)}
         return [r for r, peer in self._others.items() if peer.beat != AWAY and r not in lost]
 
     def gone(self) -> list[int]:

@@ -169,7 +169,7 @@ class Watch:
         # The main thread may compute on, or hang in a collective; an error ends it by itself.
         ended = self._departed.wait(self._grace)
         if not ended and self._departing.is_set():
-            ended = self._departed.wait(self._grace + 3 * self._period)
+            ended = self._departed.wait(self._linger() + self._period)
         if not ended:
             self._end_process()
 
@@ -211,10 +211,15 @@ class Watch:
 
     def _wait_for_readers(self) -> None:
         """Wait until nobody uses the store, or for as long as a reader may take."""
-        until = time.monotonic() + self._grace + 2 * self._period
-        while self._peers.readers(self._patience) and time.monotonic() < until:
+        until = time.monotonic() + self._linger()
+        while self._peers.readers(self._patience, self._arrival) and time.monotonic() < until:
             time.sleep(_POLL)
+            self._peers.greet(0.0)
             self._peers.listen()
+
+    def _linger(self) -> float:
+        """Seconds that the store is served after the end; ranks that still start need longer."""
+        return self._grace + 2 * self._period if self._all_came else self._patience
 
     # Sentences.
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fedspa.blocks import bits_only, views
+from fedspa.machine import return_freed_memory
 from fedspa.messages import BlockMessage, LayerMessage
 from fedspa.model import (
     block_names,
@@ -162,6 +163,7 @@ class StreamedBlocks:
         if self._open is not None:
             self._weights.free(self._weights.inside(self.names[self._open]))
             self._open = None
+            return_freed_memory()
 
     def _look_ahead(self, index: int) -> None:
         """Begin to read a block; its memory is asked for here, so that one arena holds it."""

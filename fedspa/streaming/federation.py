@@ -62,6 +62,7 @@ def federate_streamed(
             place = choose_place(around.activations, run, source.dtype, folders.state)
             _place_hidden(run, place, folders.state)
             identity = _identity(run, source, device)
+            ranks.check_same("model", identity["model"])
             if stored is not None:
                 compare(stored.run, identity)
             elif ranks.first:
@@ -85,6 +86,8 @@ def federate_streamed(
             return report
         finally:
             blocks.close()
+            if blocks.output is not None:
+                blocks.output.close()
 
 
 def _identity(run: Run, source: Source, device: torch.device) -> dict:

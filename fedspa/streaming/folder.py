@@ -54,10 +54,12 @@ def building(out: str | Path, ranks: Ranks, *, restart: bool) -> Iterator[Folder
             _clear(folders)
         folders.output.mkdir(exist_ok=True)
         ranks.barrier()
+        finished = False
         try:
             yield folders
             publish(folders.output)
             folders.output.rename(out)
+            finished = True
             sync_folder(out.parent)
             ranks.barrier()
         except BaseException as error:
@@ -68,7 +70,7 @@ def building(out: str | Path, ranks: Ranks, *, restart: bool) -> Iterator[Folder
                 raise _explained(error, out, resumable) from error
             raise
         finally:
-            if not _is_there(folders.state) or out.exists():
+            if finished or not _is_there(folders.state):
                 shutil.rmtree(folders.state, ignore_errors=True)
 
 
@@ -95,7 +97,8 @@ def _clear(folders: Folders) -> None:
     shutil.rmtree(folders.output, ignore_errors=True)
     for path in folders.state.iterdir():
         if path.name != "lock":
-            path.unlink()
+            # Another rank may be removing what it wrote itself.
+            path.unlink(missing_ok=True)
 
 
 def _explained(error: Exception, out: Path, resumable: bool) -> RuntimeError:

@@ -29,8 +29,10 @@ def merge(parts: Sequence[Path], out: Path, metadata: Mapping[str, str] | None =
                 )
             owners[name] = part
     texts = {key: text for _, shard in shards for key, text in shard.metadata.items()}
+    # Sorted, since safetensors writes metadata in another order in each process.
+    texts = dict(sorted((texts | dict(metadata or {})).items()))
     stored = [(n, at.dtype, at.shape) for _, shard in shards for n, at in shard.tensors.items()]
-    head, layout = lay_out(out.name, stored, texts | dict(metadata or {}))
+    head, layout = lay_out(out.name, stored, texts)
     partial = out.with_name(out.name + PARTIAL)
     file = reserve(partial, head, layout.nbytes)
     try:

@@ -17,19 +17,32 @@ from fedspa.streaming.shards import output_bytes
 
 
 def choose_place(wanted: str, run: Run, dtype: torch.dtype, folder: Path) -> str:
-    """Where the hidden states of all members that this rank walks lie, see `choose_placement`."""
+    """Where the hidden states of all members that this rank walks lie, see `choose_placement`.
+
+    Raises RuntimeError where there is too little memory for the work on a block, or for them.
+    """
     device = run.blocks.device
     work = block_work(run)
-    gpu_free = 0
-    host_free = memory_free()
+    gpu_free, host_free = 0, memory_free()
     if device.type == "cuda":
-        gpu_free = max(0, torch.cuda.mem_get_info(device)[0] - work)
-    else:
-        host_free = max(0, host_free - work)
+        gpu_free = _beside(work, torch.cuda.mem_get_info(device)[0], "GPU memory")
+    elif host_free:
+        host_free = _beside(work, host_free, "main memory")
     disk_free = shutil.disk_usage(folder).free
     return choose_placement(
         wanted, hidden_bytes(run, dtype), device, gpu_free, host_free, disk_free
     )
+
+
+def _beside(work: int, free: int, what: str) -> int:
+    """What is free beside the work on one block; raises RuntimeError where that does not fit."""
+    if work > free:
+        raise RuntimeError(
+            f"one block of this model takes about {work / 1e9:.1f} GB of {what} to prune, and "
+            f"{free / 1e9:.1f} GB are free; free some, take a larger machine, or ask fedspa plan "
+            f"what fits, such as --pruner wanda"
+        )
+    return free - work
 
 
 def hidden_bytes(run: Run, dtype: torch.dtype) -> int:
@@ -50,8 +63,9 @@ def block_work(run: Run) -> int:
     blocks = [linear_layers(block).values() for block in run.blocks.modules]
     weights = max(sum(weight_of(layer).numel() for layer in layers) for layers in blocks)
     widest = max(weight_of(layer).shape[1] for layers in blocks for layer in layers)
+    square = run.settings.pruner == "sparsegpt"
     # Per weight: its own, a client's and the message's 2 to 4 bytes each, sums and votes 4 each.
-    return weights * (3 * 4 + 8 + 2) + 4 * 4 * widest**2
+    return weights * (3 * 4 + 8 + 2) + square * 4 * 4 * widest**2
 
 
 def disk_bytes(run: Run, source: Source) -> int:

@@ -205,7 +205,7 @@ def run_plan(out, plan):
     waiting, running, ended = list(plan), {}, {job: {} for job in plan}
     limit = time.monotonic() + 60
     while waiting or running:
-        while waiting and len(running) < 10:
+        while waiting and len(running) < 16:
             job = waiting.pop(0)
             (out / job).mkdir()
             port, size = free_port(), plan[job]["size"]
