@@ -22,7 +22,7 @@ from fedspa import config
 from fedspa.demo import demo_model, run_demo
 from fedspa.evaluate import domain_perplexity
 from fedspa.loading import Loaded, load, open_model
-from fedspa.machine import keep_freed_memory
+from fedspa.machine import give_back_freed_memory, keep_freed_memory
 from fedspa.output import check_output, free_name
 from fedspa.planning.cli import command as plan
 from fedspa.progress import progress_bar
@@ -52,9 +52,12 @@ COUNT = click.IntRange(1)
 class _Sentences(click.Group):
     """Turns what the library raises into one sentence and an exit code."""
 
+    owns_process = False
+
     def main(self, args: Sequence[str] | None = None, *rest: Any, **named: Any) -> Any:
         """Run in a process that is the command's own; a caller with arguments keeps its malloc."""
         if args is None:
+            self.owns_process = True
             keep_freed_memory()
         return super().main(args, *rest, **named)
 
@@ -208,6 +211,8 @@ def prune(model: str, client: tuple[str, ...], out: Path, **options: Any) -> Non
         spec.client(opened, text, options["seed"]) for spec, text in zip(specs, texts, strict=True)
     ]
     heldout = config.cut(opened, judged, options["seqlen"], options["eval_windows"])
+    if isinstance(opened, Source) and main.owns_process:
+        give_back_freed_memory()
     both = options["baselines"]
     report = prune_into(out, opened, clients, settings, around, heldout, baselines=both)
     if report is not None:

@@ -91,10 +91,24 @@ def keep_freed_memory() -> None:
     if platform.libc_ver()[0] != "glibc":
         return
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # PyTorch's own, for 2 MiB pages
+    _set_malloc(2**31 - 1)
+
+
+def give_back_freed_memory() -> None:
+    """Let the system have the pages of every tensor of 1 MB or more as soon as it is freed.
+
+    For a run whose memory is counted: what it takes is then what its tensors take. A user's own
+    settings stand.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        _set_malloc(2**20)
+
+
+def _set_malloc(threshold: int) -> None:
     mallopt = ctypes.CDLL(None).mallopt
     for option, variable in ((-1, "MALLOC_TRIM_THRESHOLD_"), (-3, "MALLOC_MMAP_THRESHOLD_")):
         if variable not in os.environ:
-            mallopt(option, 2**31 - 1)
+            mallopt(option, threshold)
 
 
 def return_freed_memory() -> None:

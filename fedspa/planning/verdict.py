@@ -103,9 +103,11 @@ def ways_out(verdict: Verdict) -> list[str]:
     # Where no place serves on its own, other changes are tried with all of them.
     both = job.activations != "auto" and not placed
     free = replace(job, activations="auto") if both else job
-    for changes in _changes(free, "--activations auto " if both else ""):
+    also = "--activations auto " if both else ""
+    for changes in _changes(free, also):
         found += _first(changes, verdict.room)
-    return [*placed, *found][:WAYS]
+    found = [*placed, *found] or _first(_least(free, also), verdict.room)
+    return found[:WAYS]
 
 
 def _first(changes: Iterator[tuple[Job, str]], room: Room) -> list[str]:
@@ -131,11 +133,15 @@ def _changes(job: Job, also: str) -> Iterator[Iterator[tuple[Job, str]]]:
         )
     if job.settings.pruner == "sparsegpt":
         yield iter([(_with(job, pruner="wanda"), f"{also}--pruner wanda")])
+
+
+def _least(job: Job, also: str) -> Iterator[tuple[Job, str]]:
+    """All changes at once, where none alone is enough."""
+    least = job.ranks if job.split == "samples" else 1
     small = _with(replace(job, samples=least), batch_size=1)
-    yield iter([(small, f"{also}--batch-size 1 --samples {least}")])
+    yield small, f"{also}--batch-size 1 --samples {least}"
     if job.settings.pruner == "sparsegpt":
-        smallest = _with(small, pruner="wanda")
-        yield iter([(smallest, f"{also}--batch-size 1 --samples {least} --pruner wanda")])
+        yield _with(small, pruner="wanda"), f"{also}--batch-size 1 --samples {least} --pruner wanda"
 
 
 def _with(job: Job, **settings: Any) -> Job:

@@ -20,7 +20,6 @@ from fedspa.planning.job import Job
 from fedspa.planning.known import MODELS
 from fedspa.planning.memory import most, needs
 from fedspa.planning.meter import metered
-from fedspa.planning.quantities import parse_bytes, written
 from fedspa.planning.rates import Rates
 from fedspa.planning.traffic import client_traffic
 from fedspa.planning.verdict import Room, judge, ways_out
@@ -55,29 +54,6 @@ def llama_70b():
         device="cuda",
         device_memory=80 * GB,
     )
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [("80GB", 80 * GB), ("80 GiB", 80 * 2**30), ("1.5mb", 1_500_000), ("4096", 4096)],
-)
-def test_sizes_are_read_in_both_kinds_of_units(text, size):
-    assert parse_bytes(text) == size
-
-
-@pytest.mark.parametrize("text", ["80 parsecs", "", "-1GB", "0GB"])
-def test_an_unclear_size_is_refused(text):
-    with pytest.raises(ValueError, match="write it such as 80GB"):
-        parse_bytes(text)
-
-
-def test_sizes_are_written_in_units_of_a_thousand():
-    assert [written(size) for size in (80 * GB, 12_345_678, 1500, 0)] == [
-        "80.00 GB",
-        "12.35 MB",
-        "1.50 kB",
-        "0",
-    ]
 
 
 def test_a_meter_counts_what_lives_at_once():
@@ -210,7 +186,7 @@ def test_every_way_out_makes_it_fit(llama_70b):
     verdict = judge(replace(llama_70b, activations="gpu"), room)
     assert not verdict.fits
     ways = ways_out(verdict)
-    assert ways[0] == "--activations disk" and len(ways) == 3
+    assert ways == ["--activations disk", "--samples 16"]
     options = ["--clients", "8", "--device", "cuda", "--device-memory", "30GB"]
     options += ["--host-memory", "16GB", "--disk", "1TB"]
     for way in ways:

@@ -7,6 +7,7 @@ from small_models import configurations
 
 from fedspa.planning import rates
 from fedspa.planning.cli import command
+from fedspa.planning.quantities import parse_bytes, written
 
 GB = 10**9
 
@@ -19,6 +20,29 @@ def planned(*arguments):
     result = plan(*arguments, "--json")
     assert result.exit_code in (0, 1), result.output
     return json.loads(result.stdout)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("80GB", 80 * GB), ("80 GiB", 80 * 2**30), ("1.5mb", 1_500_000), ("4096", 4096)],
+)
+def test_sizes_are_read_in_both_kinds_of_units(text, size):
+    assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["80 parsecs", "", "-1GB", "0GB"])
+def test_an_unclear_size_is_refused(text):
+    with pytest.raises(ValueError, match="write it such as 80GB"):
+        parse_bytes(text)
+
+
+def test_sizes_are_written_in_units_of_a_thousand():
+    assert [written(size) for size in (80 * GB, 12_345_678, 1500, 0)] == [
+        "80.00 GB",
+        "12.35 MB",
+        "1.50 kB",
+        "0",
+    ]
 
 
 def test_the_command_says_what_fits_and_what_does_not():

@@ -22,9 +22,9 @@ SPLITS = ("samples", "clients")
 NAMES = ("a", "b", "c", "d")
 # Divided runs by name: what is divided, and by how many ranks.
 DIVIDED = {f"{split}-{size}": (split, size) for size in (2, 4) for split in SPLITS}
-# Float32 sums over windows and clients are added up in another order; SparseGPT multiplies what that
-# rounds by the inverse of a hessian of few tokens. In bfloat16 it also turns a client's vote here
-# and there, so that a weight is the average of other clients' values. Relative to the largest
+# Float32 sums over windows and clients are added up in another order; SparseGPT multiplies what
+# that rounds by the inverse of a hessian of few tokens. In bfloat16 it also turns a client's vote
+# here and there, so that a weight is the average of other clients' values. Relative to the largest
 # weight of a matrix, where the masks agree; measured were 1.2e-5 and 0.027.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.06}
 # What a report says of time and memory, which no two runs share.
