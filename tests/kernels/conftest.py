@@ -64,7 +64,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = [item for item in items if exists(item)]
     for item in items:
         place = getattr(item, "callspec", None) and item.callspec.params.get("place")
-        if place is not None and place.device == "cuda":
+        if isinstance(place, Place) and place.device == "cuda":
             item.add_marker(pytest.mark.gpu)
 
 
