@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,9 @@ def check_dtype(dtype: str) -> None:
 def _fetched(source: str | Path) -> Path:
     """The folder of a model of the Hugging Face hub, in its cache."""
     kinds = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken", "LICENSE*"]
-    return Path(snapshot_download(str(source), allow_patterns=kinds))
+    # Some repositories hold the same weights a second time in the authors' own format.
+    other = ["consolidated*", "*/*"]
+    return Path(snapshot_download(str(source), allow_patterns=kinds, ignore_patterns=other))
 
 
 def read_configuration(source: str | Path) -> Any:
@@ -138,8 +141,11 @@ def _read_weights(source: str | Path, dtype: str) -> PreTrainedModel:
 
 def check_device(device: str) -> None:
     """Raise unless torch can put tensors on `device`."""
+    local = os.environ.get("LOCAL_RANK")
+    # Of several ranks each has a GPU of its own, and must not touch the first one's.
+    place = f"cuda:{local}" if device == "cuda" and local is not None else device
     try:
-        torch.empty(1, device=device)
+        torch.empty(1, device=place)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise RuntimeError(f"device {device!r} cannot be used here: {reason}") from error

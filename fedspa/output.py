@@ -38,6 +38,11 @@ def check_output(
             f"output {path} is the folder of the model itself, which stays as it is; choose "
             f"another folder"
         )
+    if path.is_symlink():
+        raise ValueError(
+            f"output {path} is a link to {path.resolve()}; name that folder itself, since a link "
+            f"cannot be put in place as a whole"
+        )
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ValueError(
             f"output {path} exists and is not empty; nothing is overwritten: choose another "

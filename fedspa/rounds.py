@@ -60,8 +60,7 @@ class Run:
 
     order: the members in the order in which they are aggregated; walked: those of them that this
     rank walks. agreed: for every block that was pruned the round of its last broadcast; sent: its
-    bytes. block_done: called with the round and the block that were finished, and the layers'
-    results of it.
+    bytes. block_done: called with the round and the block that were finished.
     """
 
     model: nn.Module

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +85,7 @@ def federate(
     """
     around = surroundings or Surroundings()
     if progress is not None:
-        around = Surroundings(**{**vars(around), "progress": progress})
+        around = replace(around, progress=progress)
     if isinstance(model, str | Path):
         if out is None:
             raise ValueError(

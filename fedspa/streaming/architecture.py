@@ -59,7 +59,7 @@ def open_source(folder: Path, dtype: str, tokenizer: Any, name: str) -> Source |
     wanted = _own_dtype(config, checkpoint) if dtype == "auto" else getattr(torch, dtype)
     with _parameters_on_meta():
         model = AutoModelForCausalLM.from_config(config, dtype=wanted).eval()
-    model.config._name_or_path = str(folder)
+    model.config._name_or_path = name
     # transformers keeps some modules of some models in float32 whatever is asked for.
     kept = getattr(model, "_keep_in_fp32_modules_strict", None) or (
         wanted == torch.float16 and getattr(model, "_keep_in_fp32_modules", None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ from fedspa.streaming.activations import Hidden
 from fedspa.streaming.architecture import Source
 from fedspa.streaming.blocks import StreamedBlocks
 from fedspa.streaming.checkpoint import content_digest
-from fedspa.streaming.companions import copy_rest
+from fedspa.streaming.companions import CONFIG, copy_rest
 from fedspa.streaming.folder import Folders, building
 from fedspa.streaming.judged import judge
 from fedspa.streaming.merging import merge
@@ -52,6 +53,9 @@ def federate_streamed(
     check_output(out, source=checkpoint.folder)
     with building(out, ranks, restart=around.restart) as folders:
         stored = load(folders.state)
+        # Ranks that do not see the same folders would go on from different blocks.
+        at = "none" if stored is None else f"round {stored.round}, block {stored.block}"
+        ranks.check_same("what a killed run left beside the output", {"state": at})
         versions = dict(stored.agreed) if stored else {}
         blocks = StreamedBlocks(
             source, device, folders.state, rounds=settings.rounds, versions=versions
@@ -74,6 +78,9 @@ def federate_streamed(
             saved = _Saving(run, blocks, folders.state, identity, stored)
             run.block_done = saved.block_done
             walk(run, around, saved.resume())
+            for member in run.walked:
+                # The last state names none of them, and an evaluation needs the room.
+                member.stream.hidden.clear()
             report = replace(report_of(run, StoredMasks(out)), seconds=saved.seconds())
             if ranks.first:
                 _complete(run, source, blocks, folders)
@@ -92,7 +99,12 @@ def federate_streamed(
 
 def _identity(run: Run, source: Source, device: torch.device) -> dict:
     """What the run's bits depend on."""
-    model = {"content": content_digest(source.checkpoint), "dtype": str(source.dtype)}
+    config = (source.checkpoint.folder / CONFIG).read_bytes()
+    model = {
+        "content": content_digest(source.checkpoint),
+        "configuration": sha256(config).hexdigest(),
+        "dtype": str(source.dtype),
+    }
     batches = [_batch(run, member) for member in run.members]
     clients = [member.client for member in run.members]
     ranks = {"number": run.ranks.size, "split": run.ranks.split}
