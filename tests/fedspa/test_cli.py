@@ -260,3 +260,11 @@ def test_only_a_process_of_its_own_keeps_freed_memory(monkeypatch, own_process):
     with pytest.raises(SystemExit):
         main() if own_process else main(["--help"])
     assert kept == [True] * own_process
+
+
+def test_a_tokenizer_of_another_model_is_refused(texts, tmp_path):
+    model = make_model()
+    model.resize_token_embeddings(60)
+    save_with_tokenizer(model, tmp_path / "model")
+    result = prune(tmp_path / "model", texts, tmp_path / "out", code=2)
+    assert "does not belong to the model" in result.stderr and not (tmp_path / "out").exists()

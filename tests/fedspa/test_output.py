@@ -188,3 +188,10 @@ def test_the_report_records_how_it_was_made(tmp_path):
     assert {"embed", "calibrate", "prune", "aggregate", "propagate"} <= set(record["seconds"])
     assert all(client["bytes_up"] > 0 for client in record["clients"])
     assert record["model"]["blocks"] == 2
+
+
+def test_a_link_is_no_place_for_an_output(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "folder")
+    with pytest.raises(ValueError, match="is a link to"):
+        check_output(tmp_path / "link")
