@@ -53,6 +53,11 @@ class Member:
         """Calibration windows, those of all ranks."""
         return self.client.tokens.shape[0]
 
+    @property
+    def windows(self) -> Tensor:
+        """Calibration windows that this rank walks, (windows, length) int64."""
+        return self.client.tokens if self.tokens is None else self.tokens
+
 
 @dataclass
 class Run:
@@ -120,8 +125,7 @@ def embed_all(run: Run) -> None:
         for member in run.walked:
             run.progress.stage("embed", member.name)
             with run.clock.stage("embed"):
-                tokens = member.client.tokens if member.tokens is None else member.tokens
-                batch = _batch_of(run, tokens)
+                tokens, batch = member.windows, batch_of(run, member)
                 embed(
                     run.model,
                     run.blocks.modules,
@@ -138,8 +142,7 @@ def restore_arguments(run: Run) -> None:
         return
     with run.blocks.embedding():
         for member in run.walked:
-            tokens = member.client.tokens if member.tokens is None else member.tokens
-            batch = _batch_of(run, tokens)
+            tokens, batch = member.windows, batch_of(run, member)
             # The arguments depend on a batch's size alone, and the last may have one of its own.
             for part in (tokens[:batch], tokens[len(tokens) // batch * batch :]):
                 if len(part):
@@ -149,10 +152,10 @@ def restore_arguments(run: Run) -> None:
                     member.stream.arguments.update(once.arguments)
 
 
-def _batch_of(run: Run, tokens: Tensor) -> int:
-    return run.settings.batch_size or choose_batch(
-        run.model, tokens.shape[1], device=run.blocks.device
-    )
+def batch_of(run: Run, member: Member) -> int:
+    """How many of a member's windows go through a block at once."""
+    length = member.client.tokens.shape[1]
+    return run.settings.batch_size or choose_batch(run.model, length, device=run.blocks.device)
 
 
 def _run_block(run: Run, round_index: int, index: int) -> None:

@@ -10,12 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fedspa.batches import choose_batch
 from fedspa.data import Client
 from fedspa.output import MASKS_FILE, REPORT_BYTES, StoredMasks, check_output, write_report
 from fedspa.ranks import Ranks
 from fedspa.report import Report
-from fedspa.rounds import Member, Observer, Run, goes_on, restore_arguments
+from fedspa.rounds import Member, Observer, Run, batch_of, goes_on, restore_arguments
 from fedspa.run import Surroundings, gather_accounts, prepare, report_of, walk
 from fedspa.settings import Settings
 from fedspa.streaming import journal
@@ -105,15 +104,10 @@ def _identity(run: Run, source: Source, device: torch.device) -> dict:
         "configuration": sha256(config).hexdigest(),
         "dtype": str(source.dtype),
     }
-    batches = [_batch(run, member) for member in run.members]
+    batches = [batch_of(run, member) for member in run.members]
     clients = [member.client for member in run.members]
     ranks = {"number": run.ranks.size, "split": run.ranks.split}
     return fingerprint(model, run.settings, clients, batches, device, ranks)
-
-
-def _batch(run: Run, member: Member) -> int:
-    length = member.client.tokens.shape[1]
-    return run.settings.batch_size or choose_batch(run.model, length, device=run.blocks.device)
 
 
 def _place_hidden(run: Run, place: str, folder: Path) -> None:
@@ -122,6 +116,13 @@ def _place_hidden(run: Run, place: str, folder: Path) -> None:
         number = run.order.index(member)
         name = f"hidden-{number:03}-{run.ranks.rank}"
         member.stream = Stream(Hidden(run.blocks.device, place, folder, name), {})
+
+
+def _hidden(member: Member) -> Hidden:
+    """What `_place_hidden` gave it."""
+    hidden = member.stream.hidden
+    assert isinstance(hidden, Hidden)
+    return hidden
 
 
 class _Saving:
@@ -159,8 +160,7 @@ class _Saving:
         if stored.block:
             restore_arguments(run)
             for member in run.walked:
-                hidden = member.stream.hidden
-                assert isinstance(hidden, Hidden)
+                hidden = _hidden(member)
                 if hidden.name in stored.hidden:
                     hidden.restore(stored.hidden[hidden.name])
         return stored.round, stored.block
@@ -172,8 +172,7 @@ class _Saving:
             last = index + 1 == len(run.blocks)
             described: dict[str, dict] = {}
             for member in run.walked:
-                hidden = member.stream.hidden
-                assert isinstance(hidden, Hidden)
+                hidden = _hidden(member)
                 if not last and goes_on(run, member, index):
                     hidden.flush()
                     described[hidden.name] = hidden.describe()
@@ -187,9 +186,7 @@ class _Saving:
                 journal.forget(self._folder, run.agreed)
             run.ranks.barrier()
             for member in run.walked:
-                hidden = member.stream.hidden
-                assert isinstance(hidden, Hidden)
-                hidden.settle()
+                _hidden(member).settle()
 
     def seconds(self) -> dict[str, float]:
         """By stage, those of the killed run included."""

@@ -51,10 +51,7 @@ def hidden_bytes(run: Run, dtype: torch.dtype) -> int:
         return 0
     config: Any = run.model.config
     width = config.get_text_config(decoder=True).hidden_size
-    tokens = sum(
-        (member.client.tokens if member.tokens is None else member.tokens).numel()
-        for member in run.walked
-    )
+    tokens = sum(member.windows.numel() for member in run.walked)
     return tokens * width * dtype.itemsize
 
 
@@ -64,8 +61,9 @@ def block_work(run: Run) -> int:
     weights = max(sum(weight_of(layer).numel() for layer in layers) for layers in blocks)
     widest = max(weight_of(layer).shape[1] for layers in blocks for layer in layers)
     square = run.settings.pruner == "sparsegpt"
-    # Per weight: its own, a client's and the message's 2 to 4 bytes each, sums and votes 4 each.
-    return weights * (3 * 4 + 8 + 2) + square * 4 * 4 * widest**2
+    # Bytes a weight: itself, a client's and the message's, at most 4 each; the sum and the votes, 4
+    # each; two masks. Of a statistic its matrix, the factor and what that is made with.
+    return weights * (3 * 4 + 2 * 4 + 2) + square * 4 * 4 * widest**2
 
 
 def disk_bytes(run: Run, source: Source) -> int:
