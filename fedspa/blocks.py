@@ -71,11 +71,11 @@ class HeldBlocks:
     """The blocks of a model that is in memory as a whole, pruned in place."""
 
     def __init__(self, model: nn.Module, *, remember: bool = False) -> None:
-        """remember: hold the pretrained weights of pruned blocks, which later rounds ask for."""
+        """remember: hold the pretrained weights of pruned blocks, which are asked for again."""
         self.modules = decoder_blocks(model)
         self.names = block_names(model, self.modules)
         self.device = device_of(model)
-        self._remember = remember
+        self.remember = remember
         self._pretrained: dict[int, dict[str, Tensor]] = {}
         self._masks: dict[int, dict[str, LayerMessage]] = {}
 
@@ -101,7 +101,7 @@ class HeldBlocks:
     def keep(self, index: int, weights: dict[str, Tensor], message: BlockMessage) -> None:
         """Write into the model's own tensors."""
         block = self.modules[index]
-        if self._remember and index not in self._pretrained:
+        if self.remember and index not in self._pretrained:
             self._pretrained[index] = layer_weights(block)
         set_weights(block, weights)
         self._masks[index] = bits_only(message)

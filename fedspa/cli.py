@@ -21,6 +21,7 @@ from transformers.utils import logging
 from fedspa import config
 from fedspa.demo import demo_model, run_demo
 from fedspa.evaluate import domain_perplexity
+from fedspa.experiments.cli import command as experiment
 from fedspa.loading import Loaded, load, open_model
 from fedspa.machine import give_back_freed_memory, keep_freed_memory
 from fedspa.output import check_output, free_name
@@ -37,11 +38,13 @@ from fedspa.settings import (
     PRUNERS,
     RAMPS,
     SCHEDULES,
+    STATISTICS_DTYPES,
     WEIGHTINGS,
     Settings,
 )
 from fedspa.streaming.architecture import Source
 from fedspa.streaming.placement import PLACEMENTS
+from fedspa.tasks import Metrics, find_tasks, task_lines, zero_shot
 
 DEFAULT_SPARSITY = 0.5
 DEMO_SPARSITY = 0.6
@@ -112,14 +115,23 @@ _method = _options(
     click.option("--sparsity", type=float, help=f"Share to prune.  [default: {DEFAULT_SPARSITY}]"),
     click.option("--pattern", help='Keep n of every m instead, such as "2:4".'),
     click.option("--aggregation", type=click.Choice(AGGREGATIONS), default="l0"),
-    click.option("--schedule", type=click.Choice(SCHEDULES), default="one-shot"),
+    click.option(
+        "--schedule",
+        type=click.Choice(SCHEDULES),
+        help="[default: one-shot; synchronous with statistics]",
+    ),
+    click.option("--synchronize-every", type=COUNT, help="Blocks between two exchanges."),
     click.option("--rounds", type=COUNT, default=1, help="Rounds of pruning and averaging."),
     click.option("--ramp", type=click.Choice(RAMPS), default="constant"),
     click.option("--layers-per-client", type=COUNT, help="Blocks of a client of capacity 1."),
     click.option("--every-block", is_flag=True, help="Deal blocks so that none is left out."),
     click.option("--expansion", type=click.Choice(EXPANSIONS), default="layer"),
-    click.option("--weighting", type=click.Choice(WEIGHTINGS), default="uniform"),
+    click.option("--scaling", is_flag=True, help="FedPrLLM's, with --aggregation mask."),
+    click.option("--weighting", type=click.Choice(WEIGHTINGS), help="Of clients in averages."),
+    click.option("--participation", type=float, default=1.0, help="Share of clients a round."),
+    click.option("--dropout", type=float, default=0.0, help="Share that leaves in a round."),
     click.option("--message-dtype", type=click.Choice(MESSAGE_DTYPES), help="Weights in messages."),
+    click.option("--statistics-dtype", type=click.Choice(STATISTICS_DTYPES), default="float32"),
     click.option("--block-size", type=COUNT, default=128, help="SparseGPT's columns."),
     click.option("--damping", default=0.01, help="SparseGPT's damping."),
     click.option("--batch-size", type=COUNT, help="Windows in a forward pass; else by the device."),
@@ -223,19 +235,31 @@ def prune(model: str, client: tuple[str, ...], out: Path, **options: Any) -> Non
 @click.argument("model")
 @click.option(
     "--text",
-    required=True,
     multiple=True,
     metavar="NAME=SOURCE",
-    help="Text to measure on: a file, a folder, or a dataset's name.",
+    help="Text to measure perplexity on: a file, a folder, or a dataset's name.",
 )
 @click.option("--seqlen", type=COUNT, default=2048, help="Tokens of a window.")
 @click.option("--max-windows", type=COUNT, help="At most that many windows of each text.")
 @click.option("--batch-size", type=COUNT, help="Windows in a forward pass; else by the device.")
 @click.option("--field", default="text", help="Where records hold their text.")
+@click.option("--tasks", help="Tasks of lm-evaluation-harness, such as piqa,arc_easy.")
+@click.option("--tasks-path", type=click.Path(path_type=Path), help="A folder of more task files.")
+@click.option("--limit", type=COUNT, help="At most that many questions of each task.")
 @_common
 def evaluate(model: str, text: tuple[str, ...], seqlen: int, **options: Any) -> None:
-    """Measure MODEL's perplexity: text concatenated, windows of --seqlen that do not overlap."""
+    """Measure MODEL: its perplexity on text, and its zero-shot accuracy on tasks.
+
+    For perplexity a text is concatenated and cut into windows of --seqlen that do not overlap.
+    """
+    if not text and options["tasks"] is None:
+        raise ValueError(
+            "eval: there is nothing to measure; give text with --text NAME=SOURCE for perplexity, "
+            "or --tasks for zero-shot accuracy, or both"
+        )
     texts = config.read_named(text, options["field"])
+    names = [name.strip() for name in (options["tasks"] or "").split(",") if name.strip()]
+    tasks = None if options["tasks"] is None else find_tasks(names, options["tasks_path"])
     loaded = _load(model, options)
     heldout = config.cut(loaded, texts, seqlen, options["max_windows"])
     batch = options["batch_size"]
@@ -243,16 +267,23 @@ def evaluate(model: str, text: tuple[str, ...], seqlen: int, **options: Any) -> 
     with progress_bar("evaluating", steps, _progress(options)) as advance:
         step = partial(advance, model)
         found = domain_perplexity(loaded.model, heldout, batch_size=batch, advance=step)
+    accuracy: dict[str, Metrics] = {}
+    if tasks is not None:
+        show, limit = _progress(options), options["limit"]
+        accuracy = zero_shot(loaded, tasks, limit=limit, batch_size=batch, show=show)
     if options["as_json"]:
         windows = {name: len(cut) for name, cut in heldout.items()}
         result = {"model": model, "seqlen": seqlen, "windows": windows, "perplexity": found}
-        click.echo(json.dumps(result, indent=2))
+        click.echo(json.dumps({**result, "tasks": accuracy}, indent=2))
     else:
         for name, value in found.items():
             click.echo(f"{name}: perplexity {value:.3f} ({len(heldout[name])} × {seqlen} tokens)")
+        for line in task_lines(accuracy):
+            click.echo(line)
 
 
 main.add_command(plan)
+main.add_command(experiment)
 
 
 def _settings(options: dict[str, Any], sparsity: float, **defaults: Any) -> Settings:

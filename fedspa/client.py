@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -46,17 +47,28 @@ class LocalResult:
     loss: float = 0.0
 
 
+@dataclass(frozen=True)
+class Calibration:
+    """What a client gathered from the inputs of a block's layers; both by layer.
+
+    statistics: layers of one input have the very same tensor. tokens: how many reached a layer.
+    """
+
+    statistics: dict[str, Tensor]
+    tokens: dict[str, int]
+
+
 @torch.no_grad()
 def calibrate(
     client: str, block: nn.Module, stream: Stream, task: BlockTask, pruner: Pruner
-) -> dict[str, Tensor]:
+) -> Calibration:
     """Every layer's statistic over a client's hidden states, from one pass through the block.
 
     stream: the hidden states that enter this block.
     Raises ValueError naming the client and the layer where activations are not finite.
     """
     if not pruner.needs_inputs:
-        return {}
+        return Calibration({}, {})
     layers = linear_layers(block)
     gatherer = _Gatherer(pruner, list(layers))
     handles = [
@@ -79,7 +91,10 @@ def calibrate(
                 # NaN goes through both, and nothing of the statistic's size is written.
                 extremes = torch.stack(gatherer.statistic(name).aminmax())
                 refuse(~extremes.isfinite(), partial(_explain_infinite, where))
-    return {name: gatherer.statistic(name) for name in layers}
+    return Calibration(
+        {name: gatherer.statistic(name) for name in layers},
+        {name: gatherer.tokens[gatherer.leaders[name]] for name in layers},
+    )
 
 
 def _explain_infinite(where: str) -> None:
@@ -135,9 +150,14 @@ def prune(
     return LocalResult(message, {name: pruned[name].weight for name in layers}, sum(losses))
 
 
-def sum_statistics(statistics: Mapping[str, Tensor], ranks: Ranks) -> None:
-    """Add up the statistics of all ranks, in place; layers that share one do so on every rank."""
+def sum_statistics(found: Calibration, ranks: Ranks) -> Calibration:
+    """Add up what all ranks gathered, the statistics in place; every rank then has the same."""
+    statistics = found.statistics
     ranks.sum_(list({id(statistic): statistic for statistic in statistics.values()}.values()))
+    counted = ranks.gather(found.tokens)
+    return Calibration(
+        statistics, {name: sum(tokens[name] for tokens in counted) for name in found.tokens}
+    )
 
 
 def _work(names: Sequence[str], layers: Mapping[str, Tensor]) -> float:
@@ -168,6 +188,11 @@ def _sharing(
     """Layers that the pruner takes in one call: of one statistic, where it has `prune_shared`."""
     if not isinstance(pruner, SharingPruner):
         return [[name] for name in names]
+    return shared_inputs(names, statistics)
+
+
+def shared_inputs(names: Sequence[str], statistics: Mapping[str, Tensor]) -> list[list[str]]:
+    """The layers in groups of one statistic, in order."""
     groups: dict[int | str, list[str]] = {}
     for name in names:
         key = id(statistics[name]) if name in statistics else name
@@ -226,6 +251,7 @@ class _Gatherer:
         self._each_once: bool | None = None
         self._called: list[str] = []
         self.leaders: dict[str, str] = {}
+        self.tokens: Counter[str] = Counter()
         self._statistics: dict[str, Tensor] = {}
         # The tensors themselves are held: a freed one's id could come back as another's.
         self._seen: dict[int, tuple[str, Tensor]] = {}
@@ -239,6 +265,7 @@ class _Gatherer:
             if self.leaders.setdefault(name, first) == name:
                 rows = inputs.reshape(-1, inputs.shape[-1])
                 self._statistics[name] = self.pruner.gather(self._statistics.get(name), rows)
+                self.tokens[name] += len(rows)
             self._called.append(name)
             # The product of the last layer, and what follows it, are of no use here.
             if self._each_once and len(self._called) == len(self.layers):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import groupby
 from statistics import mean
 from time import perf_counter
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -20,7 +23,12 @@ from fedspa.run import federate
 from fedspa.server import BlockAggregation, pack_block
 from fedspa.settings import Settings, round_target
 
-METHODS = {"l0": "FedSpaLLM", "mean": "plain mean + expansion", "mask": "FedPrLLM"}
+METHODS = {
+    "l0": "FedSpaLLM",
+    "mean": "plain mean + expansion",
+    "mask": "FedPrLLM",
+    "statistics": "statistics",
+}
 # What a client would upload if its tokens could leave it: 32 bits hold every vocabulary.
 BYTES_PER_TOKEN = 4
 Weights = list[dict[str, Tensor]]
@@ -48,8 +56,20 @@ def compare(
     everything = pool(clients, name="centralised") if baselines else None
     blocks = decoder_blocks(model)
     dense: Weights = [layer_weights(block) for block in blocks]
-    messages: list[BlockMessage] = []
-    alone = replace(settings, schedule="one-shot", rounds=1, ramp="constant", aggregation="l0")
+    messages: list[Any] = []
+    alone = replace(
+        settings,
+        aggregation="l0",
+        schedule="one-shot",
+        synchronize_every=None,
+        rounds=1,
+        ramp="constant",
+        participation=1.0,
+        dropout=0.0,
+        scaling=False,
+        weighting=None if settings.aggregation == "statistics" else settings.weighting,
+        statistics_dtype="float32",
+    )
     # These send the same messages; all else is pruned once more for the baselines.
     shared = settings in (alone, replace(alone, aggregation="mean"))
     observe = messages.append if baselines and shared else None
@@ -121,10 +141,15 @@ def _evaluate(
 
 def method_name(settings: Settings) -> str:
     """What the federation of these settings is called in a comparison."""
-    name = METHODS[settings.aggregation]
-    if settings.schedule != "one-shot":
-        name += f", {settings.schedule}"
-    return name if settings.rounds == 1 else f"{name}, {settings.rounds} rounds"
+    parts = [METHODS[settings.aggregation]]
+    usual = "synchronous" if settings.aggregation == "statistics" else "one-shot"
+    if settings.synchronize_every not in (None, 1):
+        parts.append(f"every {settings.synchronize_every} blocks")
+    elif settings.schedule != usual:
+        parts.append(str(settings.schedule))
+    if settings.rounds > 1:
+        parts.append(f"{settings.rounds} rounds")
+    return ", ".join(parts)
 
 
 def _write(blocks: nn.ModuleList, weights: Weights) -> None:
@@ -137,47 +162,79 @@ def _alone(client: str, dense: Weights, messages: Sequence[BlockMessage]) -> _Tr
     mine = [message for message in messages if message.sender == client]
     layers = [layer for message in mine for layer in message.layers.values()]
     share = _pruned(layers) / _size(dense)
-    return _Trial(f"{client} alone", partial(_unpack, dense, mine), share)
+    return _Trial(f"{client} alone", partial(unpack, dense, mine), share)
 
 
 def _plain_mean(
     dense: Weights, messages: Sequence[BlockMessage], settings: Settings, clients: int
 ) -> _Trial:
     """The same messages averaged with their zeros, then expanded."""
-    settings = replace(settings, aggregation="mean")
-    broadcasts: list[BlockMessage] = []
-    returned = 0
-    for index, before in enumerate(dense):
-        senders = [message for message in messages if message.block == index]
-        if senders:
-            sums = BlockAggregation(before, settings)
-            for message in senders:
-                sums.add(message)
-            agreed = sums.agree(round_target(settings, 0))
-            broadcasts.append(pack_block(agreed, 0, index, settings))
-            returned += broadcasts[-1].nbytes * len(senders)
+    broadcasts = aggregate_again(dense, messages, replace(settings, aggregation="mean"))
+    senders = Counter(message.block for message in messages)
+    returned = sum(message.nbytes * senders[message.block] for message in broadcasts)
     layers = [layer for message in broadcasts for layer in message.layers.values()]
     share = _pruned(layers) / _size(dense)
-    weights = partial(_unpack, dense, broadcasts)
+    weights = partial(unpack, dense, broadcasts)
     up = round(sum(message.nbytes for message in messages) / clients)
     return _Trial(METHODS["mean"], weights, share, up, round(returned / clients))
+
+
+def aggregate_again(
+    dense: Weights, messages: Sequence[BlockMessage], settings: Settings
+) -> list[BlockMessage]:
+    """What the server would send back under other settings of its own.
+
+    dense: for every block its weights before the round, by layer (rows, cols).
+    messages: of one one-shot round, those of a block in the order of aggregation; with aggregation
+        "mask" only their masks are read.
+    settings: of which aggregation (but not "statistics"), expansion, scaling, weighting,
+        message_dtype and the target count.
+    returns: a message for every block that was sent, by block.
+    """
+    target = round_target(settings, 0)
+    broadcasts = []
+    # Sorting keeps the order within a block.
+    for block, sent in groupby(sorted(messages, key=_block), key=_block):
+        sums = BlockAggregation(dense[block], settings)
+        for message in sent:
+            sums.add(message)
+        broadcasts.append(pack_block(sums.agree(target), 0, block, settings))
+    return broadcasts
+
+
+def _block(message: BlockMessage) -> int:
+    return message.block
 
 
 def _centralised(
     model: nn.Module, everything: Client, settings: Settings, clients: int, progress: bool | None
 ) -> _Trial:
     """All calibration data in one place; a client's upload is then its tokens."""
-    settings = replace(settings, layers_per_client=None)
+    # On the agreed block, as sums of statistics are: with one client nothing else is exchanged.
+    settings = replace(settings, layers_per_client=None, schedule="synchronous")
     report = federate(model, [everything], settings, progress=progress)
     weights: Weights = [layer_weights(block) for block in decoder_blocks(model)]
     up = round(everything.tokens.numel() * BYTES_PER_TOKEN / clients)
     return _Trial("centralised", lambda: weights, _share(report), up, report.clients[0].bytes_down)
 
 
-def _unpack(dense: Weights, messages: Sequence[BlockMessage]) -> Weights:
-    """The weights that messages hold, and the dense ones of blocks without a message."""
-    sent = {m.block: {name: layer.weight() for name, layer in m.layers.items()} for m in messages}
+def unpack(dense: Weights, messages: Iterable[BlockMessage]) -> Weights:
+    """The weights that messages hold, and the dense ones of blocks without a message.
+
+    A mask alone keeps the dense weights.
+    """
+    sent = {
+        message.block: {
+            name: _received(layer, dense[message.block][name])
+            for name, layer in message.layers.items()
+        }
+        for message in messages
+    }
     return [sent.get(index, before) for index, before in enumerate(dense)]
+
+
+def _received(layer: LayerMessage, dense: Tensor) -> Tensor:
+    return layer.weight() if layer.values is not None else dense.masked_fill(~layer.mask(), 0)
 
 
 def _share(report: Report) -> float:

@@ -70,6 +70,40 @@ class BlockMessage:
         return sum(layer.nbytes for layer in self.layers.values())
 
 
+@dataclass(frozen=True)
+class StatisticMessage:
+    """What a client gathered from one input, for all layers that share it.
+
+    layers: their names within the block. shape: of the whole statistic, such as (cols, cols).
+    tokens: how many calibration tokens were added up.
+    values: (numbers,) as a `sums.Sum` made them for sending.
+    """
+
+    layers: tuple[str, ...]
+    shape: tuple[int, ...]
+    tokens: int
+    values: Tensor
+
+
+@dataclass(frozen=True)
+class StatisticsMessage:
+    """The statistics of a decoder block's layers, from a client to the server.
+
+    samples: calibration windows behind them.
+    """
+
+    sender: str
+    round: int
+    block: int
+    samples: int
+    statistics: tuple[StatisticMessage, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all statistics' payloads."""
+        return sum(statistic.values.nbytes for statistic in self.statistics)
+
+
 def pack_layer(
     weight: Tensor,
     mask: Tensor,

@@ -20,6 +20,9 @@ from fedspa_kernels import (
 )
 from fedspa_kernels.counts import at_most
 
+# Kinds of additive statistics: a symmetric matrix with a diagonal of squares, of which a triangle
+# travels; sums of squares; any other sums.
+SUMS = ("hessian", "squares", "sums")
 # Inputs of so many tokens are squared at a time.
 TOKENS = 512
 
@@ -28,6 +31,8 @@ class Pruner(Protocol):
     """What a client asks of a pruner, its own or a user's (docs/pruners.md).
 
     needs_inputs: False where weights alone decide, so that no calibration pass is run.
+    additive: optional; says that statistics are sums over tokens, which can be added over clients
+        (aggregation "statistics"), and of which kind, one of `SUMS`.
 
     One with `prune_shared` is a `SharingPruner`; the others are asked layer by layer.
     """
@@ -95,6 +100,7 @@ class Wanda:
 
     group: str = "row"
     needs_inputs: bool = True
+    additive: str = "squares"
 
     def gather(self, statistic: Tensor | None, inputs: Tensor) -> Tensor:
         """The sum of squares of every input feature, (cols,) float32."""
@@ -121,6 +127,7 @@ class SparseGPT:
     block_size: int = 128
     damping: float = 0.01
     needs_inputs: bool = True
+    additive: str = "hessian"
 
     def gather(self, statistic: Tensor | None, inputs: Tensor) -> Tensor:
         """The sum of x x^T over the tokens, (cols, cols) float32."""
@@ -205,3 +212,18 @@ def make_pruner(settings: Settings) -> Pruner:
                 f"docs/pruners.md shows the three that a pruner needs"
             )
     return settings.pruner
+
+
+def additive_kind(pruner: Pruner) -> str:
+    """The kind of a pruner's additive statistic, one of `SUMS`.
+
+    Raises ValueError where it says of none that it can be added over clients.
+    """
+    kind = getattr(pruner, "additive", None)
+    if kind not in SUMS:
+        raise ValueError(
+            f"settings: aggregation 'statistics' adds up what the pruner gathers, and {pruner!r} "
+            f"does not say that this is a sum over tokens; give it an attribute `additive`, one of "
+            f"{list(SUMS)} (docs/pruners.md), or choose another aggregation"
+        )
+    return kind

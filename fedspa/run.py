@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fedspa import server
 from fedspa.blocks import Blocks, HeldBlocks
 from fedspa.clock import StageClock
 from fedspa.data import Client, check_clients, client_names
 from fedspa.loading import Loaded, open_model
+from fedspa.members import Member, Observer, Run
 from fedspa.messages import LayerMessage
 from fedspa.model import (
     check_model,
@@ -25,11 +26,12 @@ from fedspa.model import (
 )
 from fedspa.output import check_output, complete_folder, result_bytes, write_result
 from fedspa.progress import block_progress
-from fedspa.pruners import make_pruner
+from fedspa.pruners import additive_kind, make_pruner
 from fedspa.ranks import Ranks, join
 from fedspa.report import ClientResult, Report, machine, peak_gpu_memory, peak_memory, versions
-from fedspa.rounds import Member, Observer, Run, block_counts, run_round
-from fedspa.settings import Settings
+from fedspa.rounds import draw_blocks, run_round
+from fedspa.settings import Settings, opened_again
+from fedspa.statistics import OpenSum, plain_sums
 from fedspa.streaming.architecture import Source
 from fedspa_kernels.arguments import parse_pattern
 
@@ -62,6 +64,7 @@ def federate(
     tokenizer: Any = None,
     progress: bool | None = None,
     observe: Observer | None = None,
+    open_sum: OpenSum | None = None,
     surroundings: Surroundings | None = None,
     ranks: Ranks | None = None,
 ) -> Report:
@@ -75,6 +78,8 @@ def federate(
     tokenizer: saved beside the model in `out`; a path brings its own.
     progress: True, False, or None: where stderr is a terminal.
     observe: is given every message that a client sends, as it is sent.
+    open_sum: opens the sums over clients of aggregation "statistics", such as secure ones
+        (`fedspa.statistics.Sum`); None: numbers in the settings' statistics_dtype.
     surroundings: device, memory, ranks; `progress` here goes before theirs.
     ranks: those that this process has joined already; None: joins them as surroundings say.
     returns: the report; its `masks` hold the mask of every pruned weight by its full name.
@@ -104,11 +109,21 @@ def federate(
                 raise ValueError(
                     "federate: a model that is streamed needs a place: give out=FOLDER"
                 )
-            return federate_streamed(model, clients, settings, out, around, ranks, observe)
+            return federate_streamed(
+                model, clients, settings, out, around, ranks, observe, open_sum
+            )
         if isinstance(model, Loaded):
             model, tokenizer = model.model, model.tokenizer or tokenizer
         return _federate_held(
-            model, clients, settings, around, ranks, out=out, tokenizer=tokenizer, observe=observe
+            model,
+            clients,
+            settings,
+            around,
+            ranks,
+            out=out,
+            tokenizer=tokenizer,
+            observe=observe,
+            open_sum=open_sum,
         )
 
 
@@ -122,10 +137,12 @@ def _federate_held(
     out: str | Path | None,
     tokenizer: Any,
     observe: Observer | None,
+    open_sum: OpenSum | None,
 ) -> Report:
     """Prune a model that is in memory as a whole."""
-    blocks = HeldBlocks(model, remember=settings.rounds > 1)
-    run = prepare(model, blocks, clients, settings, observe, ranks)
+    blocks = HeldBlocks(model)
+    blocks.remember = opened_again(settings, len(blocks))
+    run = prepare(model, blocks, clients, settings, observe, open_sum, ranks)
     if out is not None:
         check_output(out, result_bytes(model))
     training = model.training
@@ -150,6 +167,7 @@ def prepare(
     clients: Sequence[Client],
     settings: Settings,
     observe: Observer | None,
+    open_sum: OpenSum | None,
     ranks: Ranks,
 ) -> Run:
     """Check everything that a run depends on, before it starts."""
@@ -172,20 +190,30 @@ def prepare(
         for member in members:
             ranks.check_enough(member.samples, f"samples of client {member.name!r}")
             member.tokens = ranks.mine(member.client.tokens)
-    counts = block_counts(members, len(blocks), settings)
-    server.sample_blocks(counts, len(blocks), settings.seed, settings.every_block)
-    return Run(
+    pruner = make_pruner(settings)
+    if settings.aggregation == "statistics":
+        additive_kind(pruner)
+        if open_sum is not None and ranks.split == "clients":
+            raise ValueError(
+                "federate: ranks that split the clients each hold a part of a sum, which only "
+                "plain sums allow; leave open_sum out, or split the samples"
+            )
+    run = Run(
         model=model,
         blocks=blocks,
         settings=settings,
-        pruner=make_pruner(settings),
+        pruner=pruner,
         members=members,
         order=order,
         observe=observe,
         clock=StageClock(blocks.device),
         ranks=ranks,
         walked=walked,
+        open_sum=open_sum or plain_sums(settings.statistics_dtype),
     )
+    for round_index in range(settings.rounds):
+        draw_blocks(run, round_index)
+    return run
 
 
 def walk(run: Run, around: Surroundings, start: tuple[int, int] = (0, 0)) -> None:
@@ -216,6 +244,11 @@ def _order_key(member: Member) -> str:
 
 def _check_target(clients: Sequence[Client], settings: Settings) -> None:
     for name, client in zip(client_names(clients), clients, strict=True):
+        if client.sparsity is not None and settings.aggregation == "statistics":
+            raise ValueError(
+                f"client {name!r} has its own sparsity {client.sparsity}, and with aggregation "
+                f"'statistics' the server prunes once for all; remove one of the two"
+            )
         if client.sparsity is not None and settings.pattern is not None:
             raise ValueError(
                 f"client {name!r} has its own sparsity {client.sparsity}, which the pattern "
@@ -268,7 +301,8 @@ def _client_result(member: Member) -> ClientResult:
         samples=member.samples,
         seqlen=member.client.tokens.shape[1],
         capacity=member.client.capacity,
-        sparsity=member.pruned / member.weights,
+        # With sums of statistics clients prune nothing, and one that is never there does not.
+        sparsity=member.pruned / member.weights if member.weights else math.nan,
         blocks=tuple(member.drawn),
         bytes_up=member.bytes_up,
         bytes_down=member.bytes_down,

@@ -53,6 +53,24 @@ def sample_blocks(
     return [sorted(mine) for mine in chosen]
 
 
+def draw_clients(
+    clients: int, blocks: int, participation: float, dropout: float, seed: str
+) -> list[int]:
+    """How many of the model's blocks each client is there for in a round, from the first on.
+
+    participation: share of the clients, at least one of them, that are there at all; the others
+    have 0 blocks. dropout: probability that one leaves before a uniformly drawn block.
+    """
+    draw = random.Random(f"{seed}/clients")
+    present = set(draw.sample(range(clients), max(1, round(participation * clients))))
+    until = [blocks if client in present else 0 for client in range(clients)]
+    leaves = [(draw.random() < dropout, draw.randrange(blocks)) for _ in range(clients)]
+    return [
+        min(there, block) if leaving else there
+        for there, (leaving, block) in zip(until, leaves, strict=True)
+    ]
+
+
 @dataclass(frozen=True)
 class AgreedLayer:
     """A layer after aggregation: weight (rows, cols), its mask, and how often weights were kept.
@@ -162,6 +180,8 @@ class BlockAggregation:
     def _average(self, sums: L0Accumulator, dense: Tensor) -> Tensor:
         """The layer's weight before it is masked, a new contiguous tensor."""
         if self.settings.aggregation == "mask":
+            if self.settings.scaling:
+                return (dense * (sums.votes / self.clients)).to(dense.dtype).contiguous()
             return dense.clone(memory_format=torch.contiguous_format)
         if self.settings.aggregation == "l0":
             return sums.weight(dense.dtype)
@@ -204,7 +224,8 @@ def pack_block(
 ) -> BlockMessage:
     """The agreed block as the message that its clients receive."""
     dtype = message_dtype(settings)
-    mask_only = settings.aggregation == "mask"
+    # Scaled weights are not those that the clients hold.
+    mask_only = settings.aggregation == "mask" and not settings.scaling
     with together():
         layers = {
             name: pack_layer(layer.weight, layer.mask, dtype, mask_only, layer.kept)

@@ -10,12 +10,13 @@ import torch
 
 from fedspa_kernels.arguments import parse_pattern
 
-AGGREGATIONS = ("l0", "mean", "mask")
+AGGREGATIONS = ("l0", "mean", "mask", "statistics")
 SCHEDULES = ("one-shot", "synchronous")
 EXPANSIONS = ("layer", "row", "column")
 WEIGHTINGS = ("uniform", "samples")
 RAMPS = ("constant", "linear", "cubic")
 MESSAGE_DTYPES = ("float32", "float16", "bfloat16")
+STATISTICS_DTYPES = ("float32", "bfloat16")
 PRUNERS = ("magnitude", "wanda", "sparsegpt")
 
 
@@ -28,9 +29,12 @@ class Settings:
     pattern: "n:m" keeps n of every m weights along the input dimension, as in "2:4".
     aggregation: "l0" averages only the weights that clients kept (FedSpaLLM, eq. 4); "mean"
         divides by all clients, zeros included; "mask" uploads the masks alone and prunes the
-        pretrained weights by their votes (FedPrLLM).
+        pretrained weights by their votes (FedPrLLM); "statistics" adds up what the pruner gathers
+        from the layers' inputs, and the server prunes once with the sums.
     schedule: "one-shot" lets each client walk the whole model on its own and upload once a
-        round; "synchronous" agrees on each block before the next one is calibrated on it.
+        round; "synchronous" agrees on each block before the next one is calibrated on it. None:
+        "synchronous" for statistics, which then equal pooled data, and "one-shot" for the others.
+    synchronize_every: decoder blocks between two exchanges of a synchronous schedule; None: 1.
     rounds: how many times layers are sampled, pruned and averaged.
     ramp: how the sparsity grows over the rounds: "constant" prunes to the target in the first
         round that a block is drawn, "linear" and "cubic" (Zhu and Gupta 2017) in steps.
@@ -52,14 +56,19 @@ class Settings:
     sparsity: float | None = None
     pattern: str | None = None
     aggregation: str = "l0"
-    schedule: str = "one-shot"
+    schedule: str | None = None
+    synchronize_every: int | None = None
     rounds: int = 1
     ramp: str = "constant"
     layers_per_client: int | None = None
     every_block: bool = False
     expansion: str = "layer"
-    weighting: str = "uniform"
+    scaling: bool = False
+    weighting: str | None = None
+    participation: float = 1.0
+    dropout: float = 0.0
     message_dtype: str | None = None
+    statistics_dtype: str = "float32"
     block_size: int = 128
     damping: float = 0.01
     batch_size: int | None = None
@@ -70,22 +79,26 @@ class Settings:
         if isinstance(self.pruner, str):
             _check_choice("pruner", self.pruner, PRUNERS)
         _check_choice("aggregation", self.aggregation, AGGREGATIONS)
+        _choose_unset(self)
         _check_choice("schedule", self.schedule, SCHEDULES)
         _check_choice("expansion", self.expansion, EXPANSIONS)
         _check_choice("weighting", self.weighting, WEIGHTINGS)
         _check_choice("ramp", self.ramp, RAMPS)
         if self.message_dtype is not None:
             _check_choice("message_dtype", self.message_dtype, MESSAGE_DTYPES)
+        _check_choice("statistics_dtype", self.statistics_dtype, STATISTICS_DTYPES)
         for name in ("rounds", "block_size"):
             _check_positive_int(name, getattr(self, name))
-        for name in ("batch_size", "layers_per_client"):
+        for name in ("batch_size", "layers_per_client", "synchronize_every"):
             if getattr(self, name) is not None:
                 _check_positive_int(name, getattr(self, name))
         if not is_number(self.damping) or not 0 <= self.damping < math.inf:
             raise ValueError(f"settings: damping must be 0 or more, not {self.damping!r}")
         if not isinstance(self.seed, int):
             raise ValueError(f"settings: seed must be a whole number, not {self.seed!r}")
-        _check_combinations(self)
+        _check_shares(self)
+        _check_pattern(self)
+        _check_aggregation(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Every setting as plain values, for reports; a pruner object by its description."""
@@ -152,7 +165,87 @@ def message_dtype(settings: Settings) -> torch.dtype | None:
     return None if settings.message_dtype is None else getattr(torch, settings.message_dtype)
 
 
-def _check_combinations(settings: Settings) -> None:
+def exchanged_together(settings: Settings, blocks: int) -> int:
+    """How many decoder blocks are exchanged at a time: 1 block by block, all of them once."""
+    if settings.schedule == "one-shot":
+        return blocks
+    return min(settings.synchronize_every or 1, blocks)
+
+
+def opened_again(settings: Settings, blocks: int) -> bool:
+    """Whether a run opens a block again after the clients have agreed on it."""
+    return settings.rounds > 1 or 1 < exchanged_together(settings, blocks) < blocks
+
+
+def _choose_unset(settings: Settings) -> None:
+    """Give what was left at None the value that suits the aggregation."""
+    sums = settings.aggregation == "statistics"
+    for name, of_sums, otherwise in (
+        ("schedule", "synchronous", "one-shot"),
+        ("weighting", "samples", "uniform"),
+    ):
+        if getattr(settings, name) is None:
+            # The only way to complete a frozen dataclass.
+            object.__setattr__(settings, name, of_sums if sums else otherwise)
+
+
+def _check_shares(settings: Settings) -> None:
+    share, leaving = settings.participation, settings.dropout
+    if not is_number(share) or not 0 < share <= 1:
+        raise ValueError(
+            f"settings: participation {share!r} is outside (0, 1]; it is the share of clients "
+            f"that take part in a round"
+        )
+    if not is_number(leaving) or not 0 <= leaving < 1:
+        raise ValueError(
+            f"settings: dropout {leaving!r} is outside [0, 1); it is the probability that a "
+            f"client leaves during a round"
+        )
+    if leaving and settings.every_block:
+        raise ValueError(
+            f"settings: every_block cannot promise a client for each block while clients leave "
+            f"with dropout {leaving}; remove one of the two"
+        )
+
+
+def _check_aggregation(settings: Settings) -> None:
+    if settings.synchronize_every is not None and settings.schedule == "one-shot":
+        raise ValueError(
+            f"settings: synchronize_every {settings.synchronize_every} needs schedule "
+            f"'synchronous'; 'one-shot' exchanges all blocks at once"
+        )
+    if not isinstance(settings.scaling, bool):
+        raise ValueError(f"settings: scaling must be true or false, not {settings.scaling!r}")
+    if settings.scaling and settings.aggregation != "mask":
+        raise ValueError(
+            f"settings: scaling belongs to aggregation 'mask', not to {settings.aggregation!r}"
+        )
+    if settings.aggregation != "statistics":
+        if settings.statistics_dtype != "float32":
+            raise ValueError(
+                f"settings: statistics_dtype {settings.statistics_dtype!r} needs aggregation "
+                f"'statistics'; {settings.aggregation!r} sends none"
+            )
+        return
+    if settings.pruner == "magnitude":
+        raise ValueError(
+            "settings: aggregation 'statistics' has nothing to add up for pruner 'magnitude', "
+            "which needs no data and no exchange: prune the model once, with any aggregation and "
+            "one client; or choose wanda or sparsegpt"
+        )
+    if settings.weighting != "samples":
+        raise ValueError(
+            f"settings: weighting {settings.weighting!r} has no meaning with aggregation "
+            f"'statistics', whose sums weigh every token alike; leave it out"
+        )
+    if settings.expansion != "layer":
+        raise ValueError(
+            f"settings: expansion {settings.expansion!r} has no meaning with aggregation "
+            f"'statistics', where nobody votes; leave it at 'layer'"
+        )
+
+
+def _check_pattern(settings: Settings) -> None:
     if settings.pattern is None:
         return
     group = parse_pattern("settings", settings.pattern, width=0)[1]

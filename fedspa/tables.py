@@ -71,12 +71,12 @@ def client_rows(clients: Sequence[ClientResult]) -> list[list[str]]:
 
 def method_table(methods: Sequence[Method], title: str | None = None) -> Table:
     """Show the comparison: perplexity by domain, exact sparsity, MB (10^6 bytes) of a client."""
-    return _table(method_headings(methods), method_rows(methods), title)
+    return text_table(method_headings(methods), method_rows(methods), title)
 
 
 def client_table(clients: Sequence[ClientResult], title: str | None = None) -> Table:
     """Show what each client held, pruned and sent."""
-    return _table(CLIENT_HEADINGS, client_rows(clients), title)
+    return text_table(CLIENT_HEADINGS, client_rows(clients), title)
 
 
 def domains(methods: Sequence[Method]) -> list[str]:
@@ -127,7 +127,8 @@ def _ranges(blocks: Sequence[int]) -> list[str]:
     return [f"{first}" if first == last else f"{first}–{last}" for first, last in runs]
 
 
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], title: str | None) -> Table:
+def text_table(headings: Sequence[str], rows: Sequence[Sequence[str]], title: str | None) -> Table:
+    """Show rows of text under headings: the first column to the left, the others to the right."""
     from rich.table import Table
     from rich.text import Text
 

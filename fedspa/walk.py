@@ -30,6 +30,7 @@ class Stream:
 
     hidden: list[Tensor] | Hidden
     arguments: dict[int, list[Call]]
+    marked: list[Tensor] | None = None
 
     def inputs(self, block_index: int) -> Iterator[tuple[Tensor, tuple[Any, ...], dict[str, Any]]]:
         """Every batch as the three arguments of `run_block`."""
@@ -44,6 +45,26 @@ class Stream:
                 self.hidden[index] = hidden
         else:
             self.hidden.replace(following)
+
+    def mark(self) -> None:
+        """Keep the hidden states as they are now, until `rewind` makes them these again."""
+        if isinstance(self.hidden, list):
+            self.marked = list(self.hidden)
+        else:
+            self.hidden.mark()
+
+    def settle(self) -> None:
+        """Remove files of hidden states that are neither these nor marked."""
+        if not isinstance(self.hidden, list):
+            self.hidden.settle()
+
+    def rewind(self) -> None:
+        """Go back to the hidden states that were marked, and keep them no longer."""
+        if isinstance(self.hidden, list):
+            assert self.marked is not None
+            self.hidden, self.marked = self.marked, None
+        else:
+            self.hidden.rewind()
 
 
 @torch.no_grad()

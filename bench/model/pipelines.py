@@ -17,10 +17,11 @@ from fedspa.client import propagate
 from fedspa.clock import StageClock
 from fedspa.data import Client
 from fedspa.events import BlockProgress, Event
+from fedspa.members import Member, Run
 from fedspa.model import layer_weights, linear_layers, set_weights, weight_of
 from fedspa.progress import Advance
 from fedspa.pruners import make_pruner
-from fedspa.rounds import Member, Run, run_round
+from fedspa.rounds import run_round
 from fedspa.settings import Settings
 from fedspa.walk import Stream, embed, run_block
 from fedspa_kernels import pack_mask

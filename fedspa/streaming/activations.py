@@ -79,6 +79,7 @@ class Hidden:
         self._side = torch.cuda.Stream(self._device) if self._cuda and placement != "gpu" else None
         self._copied: torch.cuda.Event | None = None
         self._current = self._generation(0)
+        self._marked: _Generation | None = None
 
     def __len__(self) -> int:
         return len(self._current.batches)
@@ -111,14 +112,14 @@ class Hidden:
         """Take other batches, one by one, in place of these; a new generation.
 
         batches: may be an iterator that reads these, in order and at most one ahead of what it
-            yields: each is let go when its successor is there. The file of the former generation
-            stays until `settle`.
+            yields: each is let go when its successor is there, unless it is marked. The file of
+            the former generation stays until `settle`.
         """
         former, made = self._current, self._generation(self._current.number + 1)
         for batch in batches:
             index = len(made.batches)
             self._add(made, batch)
-            if index < len(former.held):
+            if index < len(former.held) and former is not self._marked:
                 former.held[index] = None
             # Otherwise it would live until the next is there, on the device as well; enumerate
             # would keep it, too.
@@ -127,6 +128,20 @@ class Hidden:
             former.file.wait()
             former.file.close()
         self._current = made
+
+    def mark(self) -> None:
+        """Keep this generation, whatever replaces it, until `rewind`."""
+        self._marked = self._current
+
+    def rewind(self) -> None:
+        """Go back to the generation that was marked, and keep it no longer."""
+        assert self._marked is not None
+        former, self._current, self._marked = self._current, self._marked, None
+        if former is not self._current and former.file is not None:
+            former.file.wait()
+            former.file.close()
+        # The generations after it get its successors' numbers, and so their files.
+        self._remove({self._current.number})
 
     def flush(self) -> None:
         """Bring this generation to the disk itself, so that a committed state may name it."""
@@ -168,15 +183,20 @@ class Hidden:
         self._current = found
 
     def settle(self) -> None:
-        """Remove the files of all other generations: a state that names this one is committed."""
-        self._remove(keep=self._current.number)
+        """Remove the files of other generations than this one and a marked one.
+
+        A state that names this one, or the marked one, is committed.
+        """
+        marked = () if self._marked is None else (self._marked.number,)
+        self._remove({self._current.number, *marked})
 
     def clear(self) -> None:
         """Let all batches go and remove their files, which a committed state must not name."""
         if self._current.file is not None:
             self._current.file.close()
         self._current = self._generation(self._current.number + 1)
-        self._remove(keep=None)
+        self._marked = None
+        self._remove(set())
 
     def _generation(self, number: int) -> _Generation:
         if self._folder is None:
@@ -229,10 +249,10 @@ class Hidden:
         assert generation.dtype is not None
         yield from generation.file.read(generation.batches, generation.dtype, pinned=self._cuda)
 
-    def _remove(self, keep: int | None) -> None:
+    def _remove(self, keep: set[int]) -> None:
         if self._folder is None or not self._folder.is_dir():
             return
         for path in list(self._folder.iterdir()):
             name, _, number = path.name.rpartition(".")
-            if name == self.name and number.isdecimal() and int(number) != keep:
+            if name == self.name and number.isdecimal() and int(number) not in keep:
                 path.unlink()

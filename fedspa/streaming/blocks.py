@@ -33,9 +33,9 @@ T = TypeVar("T")
 class StreamedBlocks:
     """One block at a time, and the next one, which is read while this one is worked on.
 
-    What a round agreed on goes into the output's shards at once where there is one round, and with
-    several into files of its own: a round that is killed begins a block again, and must find what
-    the round before it left.
+    What was agreed on goes into the output's shards at once where no block is opened again after
+    that. With several rounds, or where clients walk agreed blocks once more, it goes into files of
+    its own: a round that is killed begins a block again, and must find what the one before it left.
     """
 
     def __init__(
@@ -44,11 +44,12 @@ class StreamedBlocks:
         device: torch.device,
         folder: Path | None = None,
         *,
-        rounds: int = 1,
+        opened_again: bool = False,
         versions: dict[int, int] | None = None,
     ) -> None:
         """folder: of the journal; None where nothing is pruned.
 
+        opened_again: whether pruned blocks are opened again.
         versions: for every block that was pruned, the round that made it what it is; the run's.
         """
         self.modules = decoder_blocks(source.model)
@@ -59,7 +60,7 @@ class StreamedBlocks:
         self._folder = folder
         # Where agreed weights go; None on ranks that only compute with them.
         self.output: OutputShards | None = None
-        self._rounds = rounds
+        self._opened_again = opened_again
         self._versions = {} if versions is None else versions
         self._open: int | None = None
         self._checked: set[int] = set()
@@ -93,7 +94,7 @@ class StreamedBlocks:
             if index not in self._checked:
                 check_values(self.names[index], block)
                 self._checked.add(index)
-            if self._rounds > 1 and index in self._versions:
+            if self._opened_again and index in self._versions:
                 set_weights(block, self._journaled(index))
             self._look_ahead(index + 1)
         yield block
@@ -115,9 +116,9 @@ class StreamedBlocks:
         if self.output is not None:
             assert self._folder is not None
             masks = self._full_names(index, bits_only(message))
-            journaled = self._full_names(index, views(block)) if self._rounds > 1 else {}
+            journaled = self._full_names(index, views(block)) if self._opened_again else {}
             journal.write(self._folder, index, message.round, masks, journaled)
-            if self._rounds == 1:
+            if not self._opened_again:
                 self._write(index, views(block))
         self._versions[index] = message.round
 
@@ -135,7 +136,7 @@ class StreamedBlocks:
         assert self.output is not None
         rest = dict.fromkeys(self._source.checkpoint.tensors)
         for index in self._versions:
-            if self._rounds > 1:
+            if self._opened_again:
                 self._write(index, self._journaled(index))
             for name in linear_layers(self.modules[index]):
                 del rest[self._place(index, name)]

@@ -11,12 +11,15 @@ import torch
 from torch import Tensor
 
 from fedspa.data import Client
+from fedspa.members import Member, Observer, Run, goes_on
+from fedspa.model import decoder_blocks
 from fedspa.output import MASKS_FILE, REPORT_BYTES, StoredMasks, check_output, write_report
 from fedspa.ranks import Ranks
 from fedspa.report import Report
-from fedspa.rounds import Member, Observer, Run, batch_of, goes_on, restore_arguments
+from fedspa.rounds import batch_of, restore_arguments
 from fedspa.run import Surroundings, gather_accounts, prepare, report_of, walk
-from fedspa.settings import Settings
+from fedspa.settings import Settings, opened_again
+from fedspa.statistics import OpenSum
 from fedspa.streaming import journal
 from fedspa.streaming.activations import Hidden
 from fedspa.streaming.architecture import Source
@@ -40,6 +43,7 @@ def federate_streamed(
     around: Surroundings,
     ranks: Ranks,
     observe: Observer | None = None,
+    open_sum: OpenSum | None = None,
     heldout: Mapping[str, Tensor] | None = None,
 ) -> Report:
     """`run.federate` for a source; arguments as there.
@@ -56,11 +60,12 @@ def federate_streamed(
         at = "none" if stored is None else f"round {stored.round}, block {stored.block}"
         ranks.check_same("what a killed run left beside the output", {"state": at})
         versions = dict(stored.agreed) if stored else {}
+        again = opened_again(settings, len(decoder_blocks(source.model)))
         blocks = StreamedBlocks(
-            source, device, folders.state, rounds=settings.rounds, versions=versions
+            source, device, folders.state, opened_again=again, versions=versions
         )
         try:
-            run = prepare(source.model, blocks, clients, settings, observe, ranks)
+            run = prepare(source.model, blocks, clients, settings, observe, open_sum, ranks)
             run.agreed = versions
             place = choose_place(around.activations, run, source.dtype, folders.state)
             _place_hidden(run, place, folders.state)

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from fedspa.machine import memory_free
+from fedspa.members import Run
 from fedspa.model import linear_layers, weight_of
-from fedspa.rounds import Run
+from fedspa.settings import opened_again
 from fedspa.streaming.architecture import Source
 from fedspa.streaming.placement import FILES, choose_placement
 from fedspa.streaming.shards import output_bytes
@@ -71,7 +72,7 @@ def disk_bytes(run: Run, source: Source) -> int:
     layers = [weight_of(x) for block in run.blocks.modules for x in linear_layers(block).values()]
     masks = sum(weight.numel() for weight in layers) // 8
     journaled = 0
-    if run.settings.rounds > 1:
+    if opened_again(run.settings, len(run.blocks)):
         journaled = sum(weight.numel() for weight in layers) * source.dtype.itemsize
     hidden = FILES * hidden_bytes(run, source.dtype) * run.ranks.size
     # The masks of single blocks are merged into one file at the end.

@@ -48,7 +48,7 @@ def prune_alone(client: Client, settings: Settings) -> dict[str, torch.Tensor]:
     stream = embed(model, blocks, client.tokens, choose_batch(model, LENGTH))
     for index, block in enumerate(blocks):
         task = BlockTask(0, index, "block", target)
-        statistics = calibrate("alone", block, stream, task, pruner)
+        statistics = calibrate("alone", block, stream, task, pruner).statistics
         result = prune("alone", len(client.tokens), block, statistics, task, pruner)
         with torch.no_grad():
             for name, layer in linear_layers(block).items():
@@ -182,7 +182,7 @@ def test_synchronous_calibrates_on_the_agreed_block():
             weight_of(linear_layers(blocks[0])[name]).copy_(weight)
         stream.hidden = [run_block(blocks[0], *inputs) for inputs in stream.inputs(0)]
     task = BlockTask(0, 1, "block", Target(sparsity=0.5))
-    statistics = calibrate("c0", blocks[1], stream, task, pruner)
+    statistics = calibrate("c0", blocks[1], stream, task, pruner).statistics
     expected = prune("c0", 4, blocks[1], statistics, task, pruner).weights
     sent = next(m for m in messages if m.sender == "c0" and m.block == 1)
     assert all(torch.equal(layer.weight(), expected[n]) for n, layer in sent.layers.items())
@@ -224,7 +224,7 @@ def test_a_client_takes_blocks_that_it_did_not_draw_dense():
     with torch.no_grad():
         stream.hidden = [run_block(blocks[0], *inputs) for inputs in stream.inputs(0)]
     task = BlockTask(0, 1, "block", Target(sparsity=0.5))
-    statistics = calibrate("c", blocks[1], stream, task, pruner)
+    statistics = calibrate("c", blocks[1], stream, task, pruner).statistics
     expected = prune("c", 4, blocks[1], statistics, task, pruner).weights
     assert all(torch.equal(layer.weight(), expected[n]) for n, layer in second.layers.items())
 

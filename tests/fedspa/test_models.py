@@ -188,7 +188,7 @@ def test_layers_with_one_input_share_one_statistic():
     blocks = decoder_blocks(model)
     stream: Stream = embed(model, blocks, make_clients(1)[0].tokens, batch_size=1)
     task = BlockTask(0, 0, "block", Target(sparsity=0.5))
-    statistics = calibrate("c", blocks[0], stream, task, SparseGPT())
+    statistics = calibrate("c", blocks[0], stream, task, SparseGPT()).statistics
     distinct = {id(statistic) for statistic in statistics.values()}
     assert len(statistics) == 7 and len(distinct) == 4
     assert statistics["self_attn.q_proj"] is statistics["self_attn.v_proj"]
@@ -209,7 +209,7 @@ def test_calibration_gathers_every_token_of_every_layer_once():
     stream = embed(model, blocks, make_clients(1, samples=5)[0].tokens, batch_size=2)
     seen.clear()
     task = BlockTask(0, 0, "block", Target(sparsity=0.5))
-    statistics = calibrate("c", blocks[0], stream, task, SparseGPT())
+    statistics = calibrate("c", blocks[0], stream, task, SparseGPT()).statistics
     for name in layers:
         inputs = torch.cat(seen[name]).double()
         torch.testing.assert_close(

@@ -42,7 +42,7 @@ def test_calibration_ends_a_pass_early_only_where_every_layer_was_called_once():
         block.finished = 0
         stream = Stream([h for _, h in order], {1: [((), {})]})
         task = BlockTask(0, 0, "block", Target(sparsity=0.5))
-        statistics = calibrate("c", block, stream, task, SparseGPT())
+        statistics = calibrate("c", block, stream, task, SparseGPT()).statistics
         # After a first batch with all three layers, a pass ends with the third of them.
         assert block.finished == (1 + signs.count(False) if order[0][0] else len(order))
         with torch.no_grad():
@@ -153,7 +153,7 @@ def test_a_layer_after_one_that_was_called_twice_still_gathers():
     batches = [-torch.ones(1, 3, 4), torch.ones(1, 3, 4)]
     stream = Stream(batches, {1: [((), {})]})
     task = BlockTask(0, 0, "block", Target(0.5, None))
-    found = calibrate("a", block, stream, task, Wanda())
+    found = calibrate("a", block, stream, task, Wanda()).statistics
     with torch.no_grad():
         expected = sum(block.first(batch)[0].square().sum(0) for batch in batches)
     torch.testing.assert_close(found["last"], expected)

@@ -1,0 +1,86 @@
+"""What lasts from block to block: the members of a run, their accounts, and the run itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from fedspa.blocks import Blocks
+from fedspa.clock import StageClock
+from fedspa.data import Client
+from fedspa.events import BlockProgress
+from fedspa.messages import BlockMessage, StatisticsMessage
+from fedspa.pruners import Pruner
+from fedspa.ranks import Ranks, alone
+from fedspa.report import LayerResult
+from fedspa.settings import Settings
+from fedspa.statistics import OpenSum, plain_sums
+from fedspa.walk import Stream
+
+Observer = Callable[[BlockMessage | StatisticsMessage], None]
+
+
+@dataclass(eq=False)
+class Member:
+    """A client in a run, with its hidden states and its account with the server.
+
+    tokens: of several ranks that split the samples this one's windows, else all of the client's.
+    """
+
+    client: Client
+    name: str
+    stream: Stream = field(default_factory=lambda: Stream([], {}))
+    tokens: Tensor | None = None
+    drawn: list[tuple[int, ...]] = field(default_factory=list)
+    bytes_up: int = 0
+    bytes_down: int = 0
+    pruned: int = 0
+    weights: int = 0
+    loss: float = 0.0
+    # The round whose version of a block the client holds; it starts with the pretrained model.
+    holds: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def samples(self) -> int:
+        """Calibration windows, those of all ranks."""
+        return self.client.tokens.shape[0]
+
+    @property
+    def windows(self) -> Tensor:
+        """Calibration windows that this rank walks, (windows, length) int64."""
+        return self.client.tokens if self.tokens is None else self.tokens
+
+
+@dataclass
+class Run:
+    """What lasts from block to block.
+
+    order: the members in the order in which they are aggregated; walked: those of them that this
+    rank walks. open_sum: opens the sums of statistics that clients send. agreed: for every block
+    that was pruned the round of its last broadcast; sent: its bytes. block_done: called with the
+    round and the block that a run could go on behind.
+    """
+
+    model: nn.Module
+    blocks: Blocks
+    settings: Settings
+    pruner: Pruner
+    members: list[Member]
+    order: list[Member]
+    observe: Observer | None
+    clock: StageClock
+    progress: BlockProgress = field(default_factory=lambda: BlockProgress(1, 1, {}))
+    ranks: Ranks = field(default_factory=alone)
+    walked: list[Member] = field(default_factory=list)
+    agreed: dict[int, int] = field(default_factory=dict)
+    sent: dict[int, int] = field(default_factory=dict)
+    layers: list[LayerResult] = field(default_factory=list)
+    block_done: Callable[[int, int], None] | None = None
+    open_sum: OpenSum = field(default_factory=lambda: plain_sums("float32"))
+
+
+def goes_on(run: Run, member: Member, index: int) -> bool:
+    """Whether a client still needs its hidden states behind a block."""
+    return run.pruner.needs_inputs and index < max(member.drawn[-1], default=-1)

@@ -1,0 +1,251 @@
+"""Sums of statistics over clients: what a client sends of a block, and what the server adds up.
+
+SparseGPT's hessians and Wanda's squared norms are sums over calibration tokens. Their sum over
+clients is that of the pooled data, and nothing else of a client is ever needed: so the server only
+sees a `Sum`, in whose place a secure one can be put.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fedspa.client import Calibration, shared_inputs
+from fedspa.messages import StatisticMessage, StatisticsMessage
+from fedspa.ranks import Ranks
+from fedspa.triangle import pack_triangle, triangle_diagonal, triangle_size, unpack_triangle
+from fedspa_kernels.checks import refuse, together
+
+
+class Sum(Protocol):
+    """Adds up one run of numbers over clients; the only thing that is done with statistics.
+
+    readable: whether what a client sends are its numbers, so that they can be checked one by one;
+        of a secure sum only the total can.
+
+    `send` runs at a client, `add` and `total` at the server.
+    """
+
+    readable: bool
+
+    def send(self, client: str, values: Tensor) -> Tensor:
+        """What a client sends in place of its values, (numbers,) float32."""
+        ...
+
+    def add(self, client: str, sent: Tensor) -> None:
+        """Take in what a client sent."""
+        ...
+
+    def total(self) -> Tensor:
+        """The sum of the values of all clients that were added, (numbers,) float32."""
+        ...
+
+
+# Opens the sum of one statistic: given its place ("round 0, block 3, layer q_proj") and the clients
+# that are expected to take part, in the order in which they will be added.
+OpenSum = Callable[[str, Sequence[str]], Sum]
+
+
+class PlainSum:
+    """Numbers in a dtype, added in float32 in the order in which they come."""
+
+    readable = True
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        self._dtype = dtype
+        self._total: Tensor | None = None
+
+    def send(self, client: str, values: Tensor) -> Tensor:
+        """The values in the dtype of messages."""
+        return values.to(self._dtype)
+
+    def add(self, client: str, sent: Tensor) -> None:
+        """Add numbers as they came."""
+        if self._total is None:
+            self._total = sent.to(torch.float32, copy=True)
+        else:
+            self._total += sent
+
+    def total(self) -> Tensor:
+        """The sum; raises ValueError where no client was added."""
+        if self._total is None:
+            raise ValueError("a sum of no clients has no total; add at least one")
+        return self._total
+
+
+def plain_sums(dtype: str) -> OpenSum:
+    """Sums of numbers that travel as "float32" or "bfloat16"."""
+    return lambda place, clients: PlainSum(getattr(torch, dtype))
+
+
+class BlockStatistics:
+    """The statistics of one block, added up over its clients: memory of one block, whatever C."""
+
+    def __init__(
+        self,
+        weights: Mapping[str, Tensor],
+        kind: str,
+        round_index: int,
+        block: int,
+        clients: Sequence[str],
+        open_sum: OpenSum,
+    ) -> None:
+        """weights: the block's layers (rows, cols). kind: of the statistic, one of `pruners.SUMS`.
+
+        clients: that take part, in the order in which they will be added.
+        """
+        self.clients = 0
+        self.samples = 0
+        self._weights = weights
+        self._kind = kind
+        self._place = (round_index, block)
+        self._expected = tuple(clients)
+        self._open_sum = open_sum
+        self._sums: dict[tuple[str, ...], Sum] = {}
+        self._shapes: dict[tuple[str, ...], tuple[int, ...]] = {}
+
+    @torch.no_grad()
+    def message(self, client: str, samples: int, found: Calibration) -> StatisticsMessage:
+        """What a client sends of what it gathered; nothing of it is added yet."""
+        sent = []
+        for names in shared_inputs(list(self._weights), found.statistics):
+            statistic = found.statistics[names[0]]
+            values = pack_triangle(statistic) if self._kind == "hessian" else statistic.flatten()
+            key = tuple(names)
+            values = self._sum(key).send(client, values)
+            shape, tokens = tuple(statistic.shape), found.tokens[names[0]]
+            sent.append(StatisticMessage(key, shape, tokens, values))
+        return StatisticsMessage(client, *self._place, samples, tuple(sent))
+
+    @torch.no_grad()
+    def add(self, message: StatisticsMessage) -> None:
+        """Add what one client sent.
+
+        Raises ValueError, the sums then being as before, where its layers or shapes are not this
+        block's or not those of the clients before it, it has counted no token, or its numbers are
+        not finite or negative where squares are summed.
+        """
+        with together():
+            self._check(message)
+        for statistic in message.statistics:
+            self._sum(statistic.layers).add(message.sender, statistic.values)
+            self._shapes[statistic.layers] = statistic.shape
+        self.clients += 1
+        self.samples += message.samples
+
+    def add_other_ranks(self, ranks: Ranks) -> None:
+        """Add what the other ranks' clients sent; every rank then has the same sums."""
+        described = ranks.gather((self.clients, self.samples, self._described()))
+        self.clients = sum(clients for clients, _, _ in described)
+        self.samples = sum(samples for _, samples, _ in described)
+        device = next(iter(self._weights.values())).device
+        every = {key: of for _, _, shapes in described for key, of in shapes.items()}
+        for key, (shape, numbers) in every.items():
+            total = torch.zeros(numbers, device=device)
+            if key in self._shapes:
+                total.copy_(self._sums[key].total())
+            ranks.sum_([total])
+            summed = PlainSum()
+            summed.add("all ranks", total)
+            self._sums[key], self._shapes[key] = summed, shape
+
+    @torch.no_grad()
+    def statistics(self) -> dict[str, Tensor]:
+        """The statistic of every layer as the pruner gathers it; layers of one input share it.
+
+        Raises ValueError where no client was added, or a total is not finite or negative.
+        """
+        if not self.clients:
+            raise ValueError("no client sent statistics of this block, so it cannot be pruned")
+        found: dict[str, Tensor] = {}
+        with together():
+            for key, shape in self._shapes.items():
+                total = self._sums[key].total()
+                self._check_values(f"the sum over {self.clients} clients", key, shape, total)
+                whole = self._kind == "hessian"
+                statistic = unpack_triangle(total, shape[0]) if whole else total.view(shape)
+                found |= dict.fromkeys(key, statistic)
+        return found
+
+    def _sum(self, layers: tuple[str, ...]) -> Sum:
+        if layers not in self._sums:
+            round_index, block = self._place
+            place = f"round {round_index}, block {block}, layer {' and '.join(layers)}"
+            self._sums[layers] = self._open_sum(place, self._expected)
+        return self._sums[layers]
+
+    def _described(self) -> dict[tuple[str, ...], tuple[tuple[int, ...], int]]:
+        return {
+            key: (shape, self._sums[key].total().numel()) for key, shape in self._shapes.items()
+        }
+
+    def _check(self, message: StatisticsMessage) -> None:
+        sender, block = message.sender, message.block
+        layers = [name for statistic in message.statistics for name in statistic.layers]
+        if sorted(layers) != sorted(self._weights):
+            raise ValueError(
+                f"{sender!r} sent statistics of layers {sorted(layers)} for block {block}, which "
+                f"has {sorted(self._weights)}"
+            )
+        groups = {statistic.layers: statistic.shape for statistic in message.statistics}
+        if self._shapes and groups != self._shapes:
+            raise ValueError(
+                f"{sender!r} sent statistics {groups} for block {block}, the clients before it "
+                f"sent {self._shapes}; all clients must run the same model and pruner"
+            )
+        for statistic in message.statistics:
+            which = f"{sender!r}, block {block}, layer {' and '.join(statistic.layers)}"
+            if statistic.tokens < 1:
+                raise ValueError(
+                    f"{which}: its statistics count {statistic.tokens} tokens; a client without "
+                    f"calibration tokens has nothing to send"
+                )
+            self._check_shape(which, statistic)
+            if self._sum(statistic.layers).readable:
+                self._check_values(sender, statistic.layers, statistic.shape, statistic.values)
+
+    def _check_shape(self, which: str, statistic: StatisticMessage) -> None:
+        cols = self._weights[statistic.layers[0]].shape[1]
+        wanted: dict[str, tuple[tuple[int, ...], int]] = {
+            "hessian": ((cols, cols), triangle_size(cols)),
+            "squares": ((cols,), cols),
+        }
+        shape, numbers = wanted.get(self._kind, (statistic.shape, statistic.values.numel()))
+        if statistic.shape != shape:
+            raise ValueError(
+                f"{which}: its statistic has shape {statistic.shape}, and the layer's {cols} "
+                f"inputs need {shape}"
+            )
+        readable = self._sum(statistic.layers).readable
+        if readable and statistic.values.shape != (numbers,):
+            raise ValueError(
+                f"{which}: it sent {tuple(statistic.values.shape)} numbers, and {shape} needs "
+                f"{numbers}"
+            )
+
+    def _check_values(
+        self, who: str, layers: tuple[str, ...], shape: tuple[int, ...], values: Tensor
+    ) -> None:
+        """Refuse numbers that cannot be sums; NaN goes through both extremes."""
+        which = f"{who}, block {self._place[1]}, layer {' and '.join(layers)}"
+        least, most = values.aminmax()
+        refuse(~(least.isfinite() & most.isfinite()), partial(_explain_infinite, which))
+        if self._kind == "hessian":
+            least = triangle_diagonal(values, shape[0]).amin()
+        if self._kind != "sums":
+            refuse(least < 0, partial(_explain_negative, which, least))
+
+
+def _explain_infinite(which: str) -> None:
+    raise ValueError(f"{which}: its statistics are NaN or infinite; leave this client out")
+
+
+def _explain_negative(which: str, least: Tensor) -> None:
+    raise ValueError(
+        f"{which}: its sums of squares go down to {float(least):.3g}, and no sum of squares is "
+        f"negative; leave this client out"
+    )
