@@ -95,30 +95,34 @@ def _add_statistics(
 
     returns: the sums of that one client, and how many clients sent statistics
     """
-    current = views(block)
-    kind = additive_kind(run.pruner)
     names = [member.name for member in taking_part]
-    sums = BlockStatistics(current, kind, round_index, index, names, run.open_sum)
+    kind = additive_kind(run.pruner)
+    found = BlockStatistics(views(block), kind, round_index, index, names, run.open_sum)
     for member in run.walked:
         if member in taking_part:
-            _gather_locally(run, block, member, sums, round_index, index)
+            _gather_locally(run, block, member, found, round_index, index)
             if ahead:
                 propagate(run, block, member, index)
     alone = replace(run.settings, aggregation="l0", weighting="uniform", statistics_dtype="float32")
-    pruned = server.BlockAggregation(current, alone)
+    pruned = server.BlockAggregation(views(block), alone)
     if not taking_part:
         return pruned, 0
     if run.ranks.split == "clients":
         with run.clock.stage("aggregate"):
-            sums.add_other_ranks(run.ranks)
+            found.add_other_ranks(run.ranks)
+    # Nothing travels yet, and so nothing is rounded.
+    task = replace(_task(run, round_index, index, None), message_dtype=None)
+    run.progress.stage("prune")
     with run.clock.stage("prune"):
-        # Nothing travels yet, and so nothing is rounded.
-        task = replace(_task(run, round_index, index, None), message_dtype=None)
-        statistics = sums.statistics()
-        result = local.prune(SERVER, sums.samples, block, statistics, task, run.pruner, run.ranks)
+        result = local.prune(
+            SERVER, found.samples, block, found.statistics(), task, run.pruner, run.ranks
+        )
+    clients = found.clients
+    # A hessian may be larger than all weights that it prunes.
+    del found
     with run.clock.stage("aggregate"):
         pruned.add(result.message)
-    return pruned, sums.clients
+    return pruned, clients
 
 
 def _gather_locally(

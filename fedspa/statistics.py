@@ -191,12 +191,6 @@ class BlockStatistics:
                 f"{sender!r} sent statistics of layers {sorted(layers)} for block {block}, which "
                 f"has {sorted(self._weights)}"
             )
-        groups = {statistic.layers: statistic.shape for statistic in message.statistics}
-        if self._shapes and groups != self._shapes:
-            raise ValueError(
-                f"{sender!r} sent statistics {groups} for block {block}, the clients before it "
-                f"sent {self._shapes}; all clients must run the same model and pruner"
-            )
         for statistic in message.statistics:
             which = f"{sender!r}, block {block}, layer {' and '.join(statistic.layers)}"
             if statistic.tokens < 1:
@@ -205,6 +199,13 @@ class BlockStatistics:
                     f"calibration tokens has nothing to send"
                 )
             self._check_shape(which, statistic)
+        groups = {statistic.layers: statistic.shape for statistic in message.statistics}
+        if self._shapes and groups != self._shapes:
+            raise ValueError(
+                f"{sender!r} sent statistics {groups} for block {block}, the clients before it "
+                f"sent {self._shapes}; all clients must run the same model and pruner"
+            )
+        for statistic in message.statistics:
             if self._sum(statistic.layers).readable:
                 self._check_values(sender, statistic.layers, statistic.shape, statistic.values)
 

@@ -1,0 +1,431 @@
+"""Sums of statistics: as good as pooled data, whatever is added up by whom."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from small_models import ARCHITECTURES, make_clients, make_model
+
+from fedspa import Client, Settings, federate
+from fedspa.client import Calibration
+from fedspa.data import pool
+from fedspa.messages import StatisticMessage, StatisticsMessage
+from fedspa.model import decoder_blocks, layer_weights
+from fedspa.settings import exchanged_together
+from fedspa.statistics import BlockStatistics, PlainSum, plain_sums
+from fedspa.triangle import pack_triangle, triangle_diagonal, triangle_size, unpack_triangle
+from fedspa_kernels import wanda_prune
+
+SUMS = Settings(sparsity=0.6, aggregation="statistics")
+# Of float32 sums in another order, a few layers on: relative to the largest weight.
+ROUNDING = 1e-4
+
+
+def run(clients, settings, layers=2, name="llama", **more):
+    """A federation on a fresh model: its weights by block and layer, and its report."""
+    model = make_model(name, layers)
+    report = federate(model, clients, settings, **more)
+    weights = {
+        f"{index}.{layer}": weight
+        for index, block in enumerate(decoder_blocks(model))
+        for layer, weight in layer_weights(block).items()
+    }
+    return weights, report
+
+
+def pooled(clients, settings, **more):
+    """Centralised pruning of all clients' data."""
+    own = replace(settings, aggregation="l0", weighting="uniform", statistics_dtype="float32")
+    return run([pool(clients)], own, **more)
+
+
+def masks_of(report):
+    return torch.cat([layer.mask().flatten() for _, layer in sorted(report.masks.items())])
+
+
+def assert_equal_to_pooled(clients, settings, **more):
+    weights, report = run(clients, settings, **more)
+    expected, reference = pooled(clients, settings, **more)
+    equal = (masks_of(report) == masks_of(reference)).double().mean()
+    assert equal >= 0.9999
+    for name, weight in weights.items():
+        assert float((weight - expected[name]).abs().max()) <= ROUNDING * float(weight.abs().max())
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("pruner", ["sparsegpt", "wanda"])
+def test_statistics_are_centralised_pruning(name, pruner):
+    assert_equal_to_pooled(make_clients(4), replace(SUMS, pruner=pruner), name=name)
+
+
+@pytest.mark.parametrize("clients", [1, 2, 8, 16])
+@pytest.mark.parametrize("target", [{"sparsity": 0.5}, {"pattern": "2:4"}])
+def test_whatever_the_number_of_clients_and_the_target(clients, target):
+    settings = Settings(aggregation="statistics", **target)
+    # Unequal ones, so that an average of averages would be another.
+    every = [replace(c, tokens=c.tokens[: 1 + i % 4]) for i, c in enumerate(make_clients(clients))]
+    assert_equal_to_pooled(every, settings)
+
+
+def test_one_upload_is_pruning_with_the_dense_models_statistics():
+    """Written out: gather in a dense walk, then prune every layer with what was gathered."""
+    clients = make_clients(3)
+    weights, report = run(clients, replace(SUMS, schedule="one-shot", pruner="wanda"))
+    model = make_model()
+    everything = torch.cat([client.tokens for client in clients])
+    squares = {}
+    for index, block in enumerate(decoder_blocks(model)):
+        for name, layer in block.named_modules():
+            if isinstance(layer, torch.nn.Linear):
+
+                def gather(_, inputs, key=f"{index}.{name}"):
+                    squares[key] = inputs[0].flatten(0, 1).square().sum(0)
+
+                layer.register_forward_pre_hook(gather)
+    with torch.no_grad():
+        model(everything)
+    dense = run(clients, replace(SUMS, sparsity=0.0, pruner="wanda"))[0]
+    for key, weight in weights.items():
+        own = wanda_prune(dense[key], squares[key].sqrt(), sparsity=0.6)
+        kept = weight != 0
+        # The exact target takes a few more than whole rows allow.
+        assert not bool((kept & ~own.mask).any())
+        assert int((~kept).sum()) == math.ceil(0.6 * kept.numel())
+        assert torch.equal(weight[kept], dense[key][kept])
+
+
+@pytest.mark.parametrize("aggregation", ["l0", "mean", "mask", "statistics"])
+def test_exchanging_every_block_is_synchronous_and_all_of_them_one_shot(aggregation):
+    settings = Settings(sparsity=0.5, aggregation=aggregation, schedule="synchronous")
+    clients = make_clients(3)
+
+    def every(blocks):
+        return run(clients, replace(settings, synchronize_every=blocks), layers=5)[0]
+
+    def same(left, right):
+        return all(torch.equal(left[name], right[name]) for name in left)
+
+    synchronous = run(clients, settings, layers=5)[0]
+    one_shot = run(clients, replace(settings, schedule="one-shot"), layers=5)[0]
+    assert same(every(1), synchronous)
+    assert same(every(5), one_shot) and same(every(9), one_shot)
+    between = every(2)
+    assert not same(between, synchronous) and not same(between, one_shot)
+
+
+def test_blocks_between_two_exchanges_are_walked_again_through_what_was_agreed():
+    """Of two blocks and one more, the third is calibrated on the first two as they were agreed."""
+    clients = make_clients(3)
+    # Masks alone: an average of equal weights may differ in its last bit.
+    last = Settings(sparsity=0.5, aggregation="mask", schedule="synchronous")
+    settings = replace(last, synchronize_every=2)
+    found = run(clients, settings, layers=3)[0]
+    model = make_model(layers=3)
+    with torch.no_grad():
+        for index, block in enumerate(decoder_blocks(model)):
+            for name, weight in layer_weights(block).items():
+                source = found[f"{index}.{name}"] if index < 2 else weight
+                block.get_submodule(name).weight.copy_(source)
+    # The first two are pruned already and lose nothing more: the last one is pruned on them.
+    federate(model, clients, last)
+    weights = layer_weights(decoder_blocks(model)[2])
+    assert all(torch.equal(weight, found[f"2.{name}"]) for name, weight in weights.items())
+
+
+def test_a_client_sends_a_triangle_or_one_number_for_each_input():
+    clients = make_clients(3)
+    for pruner, of_width in (("sparsegpt", triangle_size), ("wanda", lambda cols: cols)):
+        messages = []
+        _, report = run(clients, replace(SUMS, pruner=pruner), observe=messages.append)
+        # q, k and v share their input, and gate and up: 32, 32, 32 and 64 inputs.
+        numbers = sum(of_width(cols) for cols in (32, 32, 32, 64))
+        assert [m.nbytes for m in messages] == [4 * numbers] * 6
+        assert all(client.bytes_up == 2 * 4 * numbers for client in report.clients)
+        assert {s.tokens for m in messages for s in m.statistics} == {4 * 16}
+
+
+def test_statistics_in_bfloat16_take_half_the_bytes_and_change_little():
+    clients = make_clients(4)
+    full, whole = run(clients, SUMS)
+    halved, report = run(clients, replace(SUMS, statistics_dtype="bfloat16"))
+    assert report.clients[0].bytes_up * 2 == whole.clients[0].bytes_up
+    agree = (masks_of(report) == masks_of(whole)).double().mean()
+    assert 0.95 < agree < 1
+
+
+def test_nobody_votes_and_the_target_is_exact():
+    _, report = run(make_clients(3), SUMS)
+    for layer in report.layers:
+        assert layer.votes == () and layer.clients == 3
+        assert round(layer.sparsity * layer.size) == math.ceil(0.6 * layer.size)
+    assert all(math.isnan(client.sparsity) for client in report.clients)
+
+
+def test_a_blocks_sum_is_over_the_clients_that_sent_it():
+    """With layer sampling each block equals pruning with the data of those who drew it."""
+    clients = make_clients(4)
+    settings = replace(SUMS, layers_per_client=2, seed=3, schedule="one-shot")
+    weights, report = run(clients, settings, layers=4)
+    for block in range(4):
+        drew = [c for c, r in zip(clients, report.clients, strict=True) if block in r.blocks[0]]
+        if drew:
+            one = replace(settings, layers_per_client=None)
+            expected = run(drew, one, layers=4)[0]
+            mine = [name for name in weights if name.startswith(f"{block}.")]
+            assert all(torch.equal(weights[name], expected[name]) for name in mine)
+
+
+def test_rounds_ramps_absence_and_leaving_work_with_sums():
+    clients = make_clients(6)
+    settings = replace(
+        SUMS, rounds=3, ramp="linear", participation=0.5, dropout=0.5, seed=2, every_block=False
+    )
+    first, report = run(clients, settings, layers=4)
+    second, again = run(clients[::-1], settings, layers=4)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    drawn = [client.blocks for client in report.clients]
+    assert all(len(rounds) == 3 for rounds in drawn)
+    assert [sum(bool(rounds[r]) for rounds in drawn) <= 3 for r in range(3)] == [True] * 3
+    for layer in report.final_layers:
+        sent = [rounds for rounds in drawn if layer.block in rounds[layer.round]]
+        assert layer.clients == len(sent) > 0
+
+
+def test_a_client_that_leaves_sent_its_first_blocks_only():
+    settings = replace(SUMS, dropout=0.9, seed=1)
+    _, report = run(make_clients(6), settings, layers=5)
+    drawn = [client.blocks[0] for client in report.clients]
+    assert all(mine == tuple(range(len(mine))) for mine in drawn)
+    assert any(0 < len(mine) < 5 for mine in drawn)
+
+
+class MaskedSum:
+    """Secure aggregation by pairwise masks (Bonawitz et al. 2017), without its key agreement.
+
+    Numbers in fixed point modulo 2^64; each pair of clients adds and subtracts the same noise.
+    """
+
+    readable = False
+    scale = 2**24
+
+    def __init__(self, place, clients):
+        self.place, self.clients, self.sum = place, list(clients), None
+
+    def _noise(self, left, right, like):
+        seed = hash((self.place, left, right)) & (2**62 - 1)
+        draw = torch.Generator().manual_seed(seed)
+        return torch.randint(-(2**62), 2**62, like.shape, generator=draw)
+
+    def send(self, client, values):
+        fixed = (values.double() * self.scale).round().long()
+        for other in self.clients:
+            if other != client:
+                noise = self._noise(*sorted((client, other)), fixed)
+                fixed = fixed + noise if client < other else fixed - noise
+        return fixed
+
+    def add(self, client, sent):
+        self.sum = sent.clone() if self.sum is None else self.sum + sent
+
+    def total(self):
+        return (self.sum.double() / self.scale).float()
+
+
+@pytest.mark.parametrize("pruner", ["sparsegpt", "wanda"])
+def test_a_secure_sum_takes_the_place_of_the_plain_one(pruner):
+    clients, messages = make_clients(4), []
+    settings = replace(SUMS, pruner=pruner, layers_per_client=1, seed=2)
+    _, plain = run(clients, settings)
+    _, secure = run(clients, settings, open_sum=MaskedSum, observe=messages.append)
+    assert (masks_of(plain) == masks_of(secure)).double().mean() >= 0.999
+    # What a client sent tells nothing of its sums: it is as large as the noise.
+    sent = messages[0].statistics[0].values
+    assert sent.dtype == torch.int64 and float(sent.double().abs().mean()) > 2.0**58
+
+
+class Means:
+    """A pruner of a user's own whose statistic is a sum that may be negative."""
+
+    needs_inputs = True
+    additive = "sums"
+
+    def gather(self, statistic, inputs):
+        sums = torch.stack([torch.ones_like(inputs), inputs, inputs.square()]).sum(dim=1)
+        return sums if statistic is None else statistic + sums
+
+    def prune(self, weight, statistic, target, support):
+        count, total, squares = statistic
+        deviation = (squares / count - (total / count).square()).clamp(min=0).sqrt()
+        return wanda_prune(weight, deviation, sparsity=target.sparsity)
+
+
+def test_a_pruner_of_ones_own_says_that_its_statistics_can_be_added():
+    assert_equal_to_pooled(make_clients(3), replace(SUMS, pruner=Means()))
+
+
+def test_a_pruner_that_does_not_say_so_is_refused():
+    class Silent(Means):
+        additive = None
+
+    with pytest.raises(ValueError, match="does not say that this is a sum over tokens"):
+        run(make_clients(2), replace(SUMS, pruner=Silent()))
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"pruner": "magnitude"}, "needs no data and no exchange"),
+        ({"weighting": "uniform"}, "weigh every token alike"),
+        ({"expansion": "row"}, "nobody votes"),
+        ({"scaling": True}, "belongs to aggregation 'mask'"),
+        ({"schedule": "one-shot", "synchronize_every": 2}, "needs schedule 'synchronous'"),
+        ({"statistics_dtype": "float16"}, "statistics_dtype 'float16' is unknown"),
+        ({"participation": 0.0}, r"outside \(0, 1\]"),
+        ({"participation": True}, r"outside \(0, 1\]"),
+        ({"dropout": 1.0}, r"outside \[0, 1\)"),
+        ({"dropout": 0.5, "every_block": True}, "every_block cannot promise"),
+        ({"synchronize_every": 0}, "synchronize_every must be a whole number"),
+        ({"aggregation": "l0", "statistics_dtype": "bfloat16"}, "needs aggregation 'statistics'"),
+    ],
+)
+def test_settings_that_contradict_each_other(settings, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        Settings(**{"sparsity": 0.5, "aggregation": "statistics", **settings})
+
+
+def test_what_is_left_out_suits_the_aggregation():
+    sums, weights = Settings(sparsity=0.5, aggregation="statistics"), Settings(sparsity=0.5)
+    assert (sums.schedule, sums.weighting) == ("synchronous", "samples")
+    assert (weights.schedule, weights.weighting) == ("one-shot", "uniform")
+    assert exchanged_together(sums, 12) == 1 and exchanged_together(weights, 12) == 12
+
+
+def test_a_sparsity_of_ones_own_has_no_place_in_a_sum():
+    clients = make_clients(2)
+    clients[1] = Client(clients[1].tokens, name="own", sparsity=0.3)
+    with pytest.raises(ValueError, match="'own' has its own sparsity 0.3"):
+        run(clients, SUMS)
+
+
+WEIGHTS = {"q": torch.zeros(4, 3), "k": torch.zeros(2, 3), "o": torch.zeros(4, 5)}
+
+
+def open_block(kind="hessian", open_sum=None) -> BlockStatistics:
+    return BlockStatistics(WEIGHTS, kind, 0, 7, ["a", "b"], open_sum or plain_sums("float32"))
+
+
+def gathered(scale=1.0, tokens=6) -> Calibration:
+    """What a client finds: q and k share their input."""
+    shared, other = torch.eye(3) * scale, torch.eye(5) * 2 * scale
+    return Calibration({"q": shared, "k": shared, "o": other}, dict.fromkeys("qko", tokens))
+
+
+def test_the_server_adds_up_and_shares_what_was_shared():
+    block = open_block()
+    for client, scale in (("a", 1.0), ("b", 3.0)):
+        block.add(block.message(client, 2, gathered(scale)))
+    found = block.statistics()
+    assert found["q"] is found["k"]
+    assert torch.equal(found["q"], torch.eye(3) * 4) and torch.equal(found["o"], torch.eye(5) * 8)
+    assert (block.clients, block.samples) == (2, 4)
+
+
+def with_values(message: StatisticsMessage, index: int, **changes) -> StatisticsMessage:
+    statistics = list(message.statistics)
+    statistics[index] = replace(statistics[index], **changes)
+    return replace(message, statistics=tuple(statistics))
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"layers": ("q",)}, r"sent statistics of layers \['o', 'q'\]"),
+        ({"shape": (4, 4)}, r"the layer's 3 inputs need \(3, 3\)"),
+        ({"values": torch.zeros(5)}, r"it sent \(5,\) numbers, and \(3, 3\) needs 6"),
+        ({"tokens": 0}, "count 0 tokens"),
+        ({"values": torch.full((6,), math.nan)}, "^a, block 7, layer q and k: .* NaN or infinite"),
+        ({"values": torch.full((6,), math.inf)}, "NaN or infinite"),
+        ({"values": pack_triangle(torch.diag(torch.tensor([1.0, -0.5, 1.0])))}, "down to -0.5"),
+    ],
+)
+def test_a_message_that_cannot_be_added_leaves_the_sums_alone(changes, sentence):
+    block = open_block()
+    block.add(block.message("b", 1, gathered()))
+    bad = with_values(block.message("a", 1, gathered()), 0, **changes)
+    with pytest.raises(ValueError, match=sentence):
+        block.add(bad)
+    assert block.clients == 1 and torch.equal(block.statistics()["q"], torch.eye(3))
+
+
+def test_negative_correlations_are_no_negative_squares():
+    block = open_block()
+    correlated = torch.tensor([[2.0, -1.0, 0.0], [-1.0, 2.0, 0.0], [0.0, 0.0, 0.0]])
+    found = gathered()
+    found = Calibration(found.statistics | {"q": correlated, "k": correlated}, found.tokens)
+    block.add(block.message("a", 1, found))
+    assert torch.equal(block.statistics()["q"], correlated)
+
+
+def test_clients_that_share_their_inputs_otherwise_run_another_model():
+    block = open_block()
+    block.add(block.message("a", 1, gathered()))
+    apart = gathered()
+    apart.statistics["k"] = apart.statistics["k"].clone()
+    with pytest.raises(ValueError, match="all clients must run the same model and pruner"):
+        block.add(block.message("b", 1, apart))
+
+
+def test_a_secure_total_is_checked_where_its_parts_cannot_be():
+    class Broken(PlainSum):
+        readable = False
+
+        def total(self):
+            return -super().total()
+
+    block = open_block("squares", lambda place, clients: Broken())
+    squares = Calibration(
+        {name: torch.ones(w.shape[1]) for name, w in WEIGHTS.items()}, dict.fromkeys("qko", 3)
+    )
+    block.add(block.message("a", 1, squares))
+    with pytest.raises(ValueError, match="the sum over 1 clients.* down to -1"):
+        block.statistics()
+
+
+def test_a_sum_of_nobody_has_no_total():
+    with pytest.raises(ValueError, match="no client sent statistics"):
+        open_block().statistics()
+    with pytest.raises(ValueError, match="a sum of no clients"):
+        PlainSum().total()
+
+
+def test_adding_leaves_the_message_as_it_was():
+    total, first = PlainSum(), torch.ones(3)
+    total.add("a", first)
+    total.add("b", torch.ones(3))
+    assert first.tolist() == [1, 1, 1] and total.total().tolist() == [2, 2, 2]
+
+
+@pytest.mark.parametrize("cols", [1, 2, 3, 8, 255, 256, 257, 513, 700])
+def test_a_triangle_comes_back_as_it_was(cols):
+    draw = torch.Generator().manual_seed(cols)
+    matrix = torch.randn(cols, cols, generator=draw)
+    matrix = matrix + matrix.mT
+    packed = pack_triangle(matrix)
+    assert packed.shape == (cols * (cols + 1) // 2,)
+    lower = matrix[torch.ones(cols, cols).tril().bool()]
+    assert torch.equal(packed.sort().values, lower.sort().values)
+    assert torch.equal(unpack_triangle(packed, cols), matrix)
+    assert torch.equal(triangle_diagonal(packed, cols), matrix.diagonal())
+    half = unpack_triangle(pack_triangle(matrix, torch.bfloat16), cols)
+    assert torch.equal(half, matrix.bfloat16().float())
+
+
+def test_a_triangle_of_another_size_is_refused():
+    with pytest.raises(ValueError, match="a triangle of 4 columns has 10 numbers"):
+        unpack_triangle(torch.zeros(9), 4)
+
+
+def test_a_statistic_message_counts_its_bytes():
+    statistic = StatisticMessage(("q",), (3, 3), 5, torch.zeros(6, dtype=torch.bfloat16))
+    assert StatisticsMessage("a", 0, 0, 1, (statistic, statistic)).nbytes == 24
