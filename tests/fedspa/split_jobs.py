@@ -22,7 +22,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import torch
 from small_models import make_clients, make_model
 
-from fedspa import cli, federate, rounds
+from fedspa import agreement, cli, federate
 from fedspa.data import Client
 from fedspa.ranks import alone, join
 from fedspa.settings import Settings
@@ -43,9 +43,20 @@ RUNS = {
     "held": ("held", {**L0, "pruner": "sparsegpt"}),
     "magnitude": ("float32", {**L0, "pruner": "magnitude"}),
     "mask": ("float32", {**L0, "pruner": "sparsegpt", "aggregation": "mask"}),
+    "statistics": ("float32", {**L0, "pruner": "sparsegpt", "aggregation": "statistics"}),
+    "statistics-of-some": (
+        "float32",
+        {
+            "sparsity": 0.5,
+            "pruner": "wanda",
+            "aggregation": "statistics",
+            "schedule": "one-shot",
+            "layers_per_client": 1,
+        },
+    ),
 }
 # Of those, what four ranks do; and what each way to divide work must not change by a bit.
-FEW = ("sparsegpt", "wanda-synchronous", "magnitude", "mask")
+FEW = ("sparsegpt", "wanda-synchronous", "magnitude", "mask", "statistics")
 EXACT = {"samples": "magnitude", "clients": "mask"}
 SECONDS = 100
 
@@ -107,14 +118,14 @@ def command(folder, job):
 
 def die_in_second_round():
     """Let this process die in the middle of the second round, when others wait for it."""
-    prune = rounds.local.prune
+    prune = agreement.local.prune
 
     def die(client, samples, block, statistics, task, pruner, ranks=None):
         if (task.round, task.block) == (1, 1):
             os.kill(os.getpid(), signal.SIGKILL)
         return prune(client, samples, block, statistics, task, pruner, ranks)
 
-    rounds.local.prune = die
+    agreement.local.prune = die
 
 
 ACTIONS = {"all_runs": all_runs, "disagreements": disagreements, "command": command}

@@ -1,0 +1,116 @@
+"""Tables and pictures between the markers of a page; the prose is its author's."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+from experiment_records import ORDER, curves, grid, record, variants
+
+from fedspa.experiments.document import main, write_document
+
+PAGE = """# Results
+
+Prose before, with a | pipe and <!-- a comment -->.
+
+<!-- results:main -->
+old
+<!-- end:main -->
+
+Prose between.
+
+<!-- results:exchanges --><!-- end:exchanges -->
+<!-- results:picture-sparsity -->
+<!-- end:picture-sparsity -->
+
+Prose at the end, without a newline"""
+
+
+@pytest.fixture
+def page(tmp_path):
+    path = tmp_path / "docs" / "results.md"
+    path.parent.mkdir()
+    path.write_text(PAGE, encoding="utf-8")
+    return path
+
+
+def test_sections_are_replaced_and_prose_stays(page):
+    write_document([*grid(clients=(4,)), *curves()], page, page.parent / "results", ORDER)
+    text = page.read_text(encoding="utf-8")
+    assert "old" not in text
+    for prose in ("with a | pipe and <!-- a comment -->.", "\n\nProse between.\n\n"):
+        assert prose in text
+    assert text.endswith("Prose at the end, without a newline")
+    assert "| statistics | **30.29 ± 0.09** |" in text
+    assert "| curve | 30 |" in text
+    assert "](results/sparsity.svg)" in text
+    assert (page.parent / "results" / "sparsity.svg").exists()
+
+
+def test_a_second_run_changes_nothing(page, tmp_path):
+    results = tmp_path / "results.jsonl"
+    records = [*grid(clients=(4, 8), targets=(0.5, 0.6)), *curves(), *variants()]
+    lines = [json.dumps(line) + "\n" for line in records]
+    # The results of parallel workers come in any order.
+    results.write_text("".join(lines))
+    experiment = tmp_path / "grid.toml"
+    methods = [*ORDER, "curve", "l0 curve", "FedPrLLM variants"]
+    experiment.write_text("".join(f'[method."{name}"]\n' for name in methods))
+    words = [str(results), str(page), "--experiment", str(experiment)]
+    states = []
+    for content in (lines, lines, reversed(lines)):
+        results.write_text("".join(content))
+        outcome = CliRunner().invoke(main, words)
+        assert outcome.exit_code == 0, outcome.output
+        drawn = (page.parent / "results" / "sparsity.svg").read_bytes()
+        states.append((page.read_bytes(), drawn))
+    assert states[0] == states[1] == states[2]
+
+
+def test_wanda_has_a_section_of_its_own_beside_the_main_one(page):
+    page.write_text(
+        "<!-- results:main -->\n<!-- end:main -->\n<!-- results:wanda -->\n<!-- end:wanda -->\n"
+    )
+    records = [
+        record("FedSpaLLM", geometric_mean=40.0),
+        record("FedSpaLLM", geometric_mean=45.0, settings={"pruner": "wanda"}),
+    ]
+    write_document(records, page, page.parent)
+    main_section, wanda_section = page.read_text().split("<!-- end:main -->")
+    assert "40.00" in main_section and "45.00" not in main_section
+    assert "45.00" in wanda_section and "40.00" not in wanda_section
+
+
+def test_a_section_without_results_says_so_and_is_filled_later(page):
+    write_document([record("FedSpaLLM")], page, page.parent)
+    assert page.read_text(encoding="utf-8").count("No results yet.") == 2
+    write_document([record("FedSpaLLM"), *curves()], page, page.parent)
+    assert page.read_text(encoding="utf-8").count("No results yet.") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("\n<!-- results:mian -->\n<!-- end:mian -->", "line 2: there are no results named 'mian'"),
+        ("<!-- results:main -->\ntext", "results:main has no end"),
+        ("<!-- results:main --><!-- results:world --><!-- end:world -->", "main has no end"),
+        ("<!-- results:main --><!-- end:world -->", "end:world ends nothing"),
+        ("text <!-- end:main -->", "end:main ends nothing"),
+        (PAGE + "<!-- results:main -->", "results:main has no end"),
+    ],
+    ids=["unknown", "no end", "nested", "crossed", "no start", "late"],
+)
+def test_markers_that_do_not_match_are_refused_and_nothing_is_written(page, text, named):
+    page.write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match="document: ") as error:
+        write_document([record("FedSpaLLM")], page, page.parent / "results")
+    assert named in str(error.value)
+    assert page.read_text(encoding="utf-8") == text
+    assert not (page.parent / "results").exists()
+
+
+def test_the_command_says_what_is_wrong_and_exits_with_two(page, tmp_path):
+    results = tmp_path / "results.jsonl"
+    results.write_text(json.dumps(record("FedSpaLLM")) + "\n")
+    page.write_text("<!-- results:main -->")
+    outcome = CliRunner().invoke(main, [str(results), str(page)])
+    assert outcome.exit_code == 2 and "has no end" in outcome.output
