@@ -19,12 +19,15 @@ SHIM := $(wildcard $(foreach end,cpp cu h cuh,tests/shim/*.$(end)))
 PYTEST_FLAGS ?=
 DEMO_FLAGS ?=
 BENCH_FLAGS ?=
+RESULTS_FLAGS ?=
+# Processes of experiments, each with its share of the cores.
+WORKERS ?= 2
 
-.PHONY: help build test test-gpu test-triton test-cuda-on-cpu bench demo lint format dist clean FORCE
+.PHONY: help build test test-gpu test-triton test-cuda-on-cpu bench demo results results-quick lint format dist clean FORCE
 .DELETE_ON_ERROR:
 
 help: ## print the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
 
 build: .venv/.installed ## set up .venv and build the native library
 	@$(PY) -m fedspa_kernels --brief
@@ -60,6 +63,13 @@ bench: build .venv/.peers ## measure every operator on the CPU; BENCH_FLAGS='--s
 
 demo: build .venv/.model ## prune a real model over four clients; DEMO_FLAGS='--help' for its options
 	.venv/bin/fedspa demo $(DEMO_FLAGS)
+
+results: build .venv/.model ## run the grid of docs/results.md and write it anew; hours, resumable
+	.venv/bin/fedspa experiment smollm2 --out docs/results --workers $(WORKERS) $(RESULTS_FLAGS)
+	$(PY) -m fedspa.experiments.document docs/results/results.jsonl docs/results.md --experiment smollm2
+
+results-quick: build .venv/.model ## check the orderings of docs/results.md in ten minutes
+	.venv/bin/fedspa experiment quick --workers $(WORKERS) $(RESULTS_FLAGS)
 
 lint: .venv/.installed ## ruff, clang-format and mypy, changing nothing
 	$(PY) -m ruff check

@@ -24,7 +24,14 @@ from fedspa.planning.quantities import (
 from fedspa.planning.rates import measure
 from fedspa.planning.table import plan_lines, plan_table, plan_values
 from fedspa.planning.verdict import Room, judge
-from fedspa.settings import AGGREGATIONS, MESSAGE_DTYPES, PRUNERS, SCHEDULES, Settings
+from fedspa.settings import (
+    AGGREGATIONS,
+    MESSAGE_DTYPES,
+    PRUNERS,
+    SCHEDULES,
+    STATISTICS_DTYPES,
+    Settings,
+)
 
 DEFAULT_SPARSITY = 0.5
 COUNT = click.IntRange(1)
@@ -56,7 +63,9 @@ SIZE = _Size()
 @click.option("--sparsity", type=float, help=f"Share to prune.  [default: {DEFAULT_SPARSITY}]")
 @click.option("--pattern", help='Keep n of every m instead, such as "2:4".')
 @click.option("--aggregation", type=click.Choice(AGGREGATIONS), default="l0")
-@click.option("--schedule", type=click.Choice(SCHEDULES), default="one-shot")
+@click.option("--schedule", type=click.Choice(SCHEDULES), help="[as in a run]")
+@click.option("--synchronize-every", type=COUNT, help="Blocks between two exchanges.")
+@click.option("--statistics-dtype", type=click.Choice(STATISTICS_DTYPES), default="float32")
 @click.option("--message-dtype", type=click.Choice(MESSAGE_DTYPES), help="Weights in messages.")
 @click.option("--block-size", type=COUNT, default=128, help="SparseGPT's columns.")
 @click.option("--batch-size", type=COUNT, help="Windows in a forward pass; else by the device.")
@@ -98,7 +107,8 @@ def _job(options: dict[str, Any]) -> tuple[Job, Room]:
     sparsity = options["sparsity"]
     if sparsity is None and options["pattern"] is None:
         sparsity = DEFAULT_SPARSITY
-    names = ("pruner", "pattern", "aggregation", "schedule", "message_dtype", "block_size")
+    names = ("pruner", "pattern", "aggregation", "schedule", "synchronize_every", "message_dtype")
+    names += ("statistics_dtype", "block_size")
     settings = Settings(
         sparsity=sparsity,
         batch_size=options["batch_size"],

@@ -53,15 +53,17 @@ def _block(job: Job, kind: Kind, flight: Flight, rates: Rates) -> dict[str, floa
     gather = sum(gathering_work(group[0].cols, tokens, job) for group in flight.groups)
     work = [pruning_work(group, job) for group in flight.groups]
     # Ranks that share statistics share the groups out among them.
-    pruned = max(max(work), sum(work) / job.ranks) if job.split == "samples" else sum(work)
+    shared = job.split == "samples" or job.sums_statistics
+    pruned = max(max(work), sum(work) / job.ranks) if shared else sum(work)
+    times = 1 if job.sums_statistics else clients
     seconds = {
-        "prune": clients * pruned / rates.prune,
-        "aggregate": clients * prunable / rates.add + prunable / rates.agree,
+        "prune": times * pruned / rates.prune,
+        "aggregate": times * prunable / rates.add + prunable / rates.agree,
     }
     if job.needs_inputs:
         gathered = gather / rates.gather
         seconds["calibrate"] = clients * ((products - last) / rates.product + gathered)
-        seconds["propagate"] = clients * products / rates.product
+        seconds["propagate"] = clients * job.walks * products / rates.product
     return seconds
 
 

@@ -11,7 +11,7 @@ import torch
 from fedspa.batches import TOKENS, tokens_that_fit
 from fedspa.planning.architecture import Architecture
 from fedspa.planning.flight import Flight, fly
-from fedspa.settings import Settings, message_dtype
+from fedspa.settings import Settings, exchanged_together, message_dtype
 
 ACTIVATIONS = ("auto", "gpu", "host", "disk")
 SPLITS = ("samples", "clients")
@@ -120,12 +120,38 @@ class Job:
         if not self.needs_inputs:
             return 0
         tokens = self.clients_here * self.samples_here * self.seqlen
-        return tokens * self.architecture.width * self.element
+        return tokens * self.architecture.width * self.element * (2 if self.goes_back else 1)
 
     @property
     def statistic_square(self) -> bool:
         """Whether a statistic is a matrix, and not a number for each input."""
         return self.settings.pruner == "sparsegpt"
+
+    @property
+    def sums_statistics(self) -> bool:
+        """Whether clients send statistics, and the server alone prunes."""
+        return self.settings.aggregation == "statistics"
+
+    @property
+    def sent_statistic_element(self) -> int:
+        """Bytes of a number in a client's statistics."""
+        dtype: torch.dtype = getattr(torch, self.settings.statistics_dtype)
+        return dtype.itemsize
+
+    @property
+    def exchanged(self) -> int:
+        """Blocks that are exchanged at a time."""
+        return exchanged_together(self.settings, self.architecture.block_count)
+
+    @property
+    def goes_back(self) -> bool:
+        """Whether clients walk blocks once more when they were agreed on."""
+        return 1 < self.exchanged < self.architecture.block_count
+
+    @property
+    def walks(self) -> float:
+        """How often hidden states go through a block, beside calibration: once, or nearly twice."""
+        return 2 - 1 / self.exchanged if self.goes_back else 1
 
     @property
     def message_dtype_differs(self) -> bool:

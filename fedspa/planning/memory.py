@@ -9,7 +9,12 @@ from fedspa.planning import workspace
 from fedspa.planning.architecture import Kind
 from fedspa.planning.flight import Flight
 from fedspa.planning.job import Job
-from fedspa.planning.traffic import kept_by_client, kept_by_server, message_bytes
+from fedspa.planning.traffic import (
+    kept_by_client,
+    kept_by_server,
+    message_bytes,
+    statistics_bytes,
+)
 
 STAGES = ("embed", "calibrate", "prune", "aggregate", "propagate", "write")
 # Beside tensors, as measured on current GPUs: a CUDA context on the card, and in main memory.
@@ -54,16 +59,21 @@ def _tensors(job: Job, kind: Kind, flight: Flight, placement: str) -> dict[str, 
     weights = kind.nbytes + flight.arguments
     layers, groups = kind.layers, flight.groups
     sums = workspace.sums(layers, job)
-    # The sums are made when the first client's message comes.
-    before = weights + held + (sums if job.clients_here > 1 else 0)
     gathered = workspace.statistics(groups, job)
+    # The sums are made when the first client's message comes.
+    added = workspace.totals(groups, job) if job.sums_statistics else sums
+    before = weights + held + (added if job.clients_here > 1 else 0)
     pruned = sum(layer.numel for layer in layers) * job.element
     sent = sum(message_bytes(x, kept_by_client(x, job.settings), job) for x in layers)
     lent = 0
-    if job.settings.schedule == "one-shot":
+    if job.exchanged > 1 and not job.sums_statistics:
         lent = pruned + sent + sum(x.numel * job.element for x in layers if x.turned)
     stages = dict.fromkeys(STAGES, 0)
-    stages["prune"] = before + gathered + _prune(job, flight, pruned, sent)
+    if job.sums_statistics:
+        # The server prunes once, while the sums that it unpacked are still there.
+        stages["prune"] = weights + held + added + gathered + _prune(job, flight, pruned, sent)
+    else:
+        stages["prune"] = before + gathered + _prune(job, flight, pruned, sent)
     stages["aggregate"] = (
         weights + held + sums + max(_add(job, kind, pruned + sent), _agree(job, kind))
     )
@@ -72,7 +82,11 @@ def _tensors(job: Job, kind: Kind, flight: Flight, placement: str) -> dict[str, 
         stages["embed"] = weights + job.architecture.outside[0] + held + 2 * flight.hidden
         in_pass = flight.calibrate + workspace.gather(groups, job)
         stages["calibrate"] = before + gathered + in_pass
-        stages["propagate"] = weights + held + sums + lent + flight.propagate
+        if job.sums_statistics:
+            message = weights + held + gathered + added + statistics_bytes(groups, job)
+            stages["calibrate"] = max(stages["calibrate"], message)
+        held_sums = added if job.sums_statistics and job.exchanged > 1 else sums
+        stages["propagate"] = weights + held + held_sums + lent + flight.propagate
     return stages
 
 

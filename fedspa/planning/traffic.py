@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import ceil
 
 from fedspa.planning.architecture import Layer
 from fedspa.planning.job import Job
 from fedspa.settings import Settings
+from fedspa.triangle import triangle_size
 from fedspa_kernels.arguments import parse_pattern
 from fedspa_kernels.counts import at_least, at_most
 
@@ -52,11 +54,26 @@ def message_bytes(layer: Layer, kept: int, job: Job) -> int:
 def client_traffic(job: Job) -> tuple[int, int]:
     """Bytes that each client sends and receives in the whole run."""
     up = down = 0
-    for kind in job.architecture.kinds:
+    for kind, flight in zip(job.architecture.kinds, job.flights, strict=True):
         for layer in kind.layers:
-            up += kind.count * message_bytes(layer, kept_by_client(layer, job.settings), job)
             down += kind.count * message_bytes(layer, kept_by_server(layer, job.settings), job)
+            if not job.sums_statistics:
+                kept = kept_by_client(layer, job.settings)
+                up += kind.count * message_bytes(layer, kept, job)
+        if job.sums_statistics:
+            up += kind.count * statistics_bytes(flight.groups, job)
     return up, down
+
+
+def statistics_bytes(groups: Sequence[Sequence[Layer]], job: Job) -> int:
+    """A block's statistics as they travel: a triangle, or a number for each input of a group."""
+    return job.sent_statistic_element * statistic_numbers(groups, job)
+
+
+def statistic_numbers(groups: Sequence[Sequence[Layer]], job: Job) -> int:
+    """The numbers in a block's statistics, one triangle of each matrix."""
+    widths = [group[0].cols for group in groups]
+    return sum(triangle_size(cols) if job.statistic_square else cols for cols in widths)
 
 
 def _kept_of_pattern(layer: Layer, pattern: str) -> int:

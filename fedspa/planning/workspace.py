@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from fedspa.planning.architecture import Layer
 from fedspa.planning.job import Job
+from fedspa.planning.traffic import statistic_numbers
 from fedspa_kernels.hessian import kernel as hessian
 from fedspa_kernels.obs import kernel as obs
 
@@ -21,6 +22,11 @@ def statistics(groups: Sequence[Sequence[Layer]], job: Job) -> int:
         return 0
     widths = [group[0].cols for group in groups]
     return FLOAT * sum(cols * cols if job.statistic_square else cols for cols in widths)
+
+
+def totals(groups: Sequence[Sequence[Layer]], job: Job) -> int:
+    """The sums of all clients' statistics, one triangle of each matrix."""
+    return FLOAT * statistic_numbers(groups, job)
 
 
 def gather(groups: Sequence[Sequence[Layer]], job: Job) -> int:
@@ -68,7 +74,7 @@ def pruned(layer: Layer, job: Job) -> int:
 
 def sums(layers: Sequence[Layer], job: Job) -> int:
     """The server's: a float32 total and int32 votes, and float32 importances where they differ."""
-    weighted = job.settings.weighting == "samples" and job.settings.aggregation != "mask"
+    weighted = job.settings.weighting == "samples" and job.settings.aggregation in ("l0", "mean")
     each = FLOAT * (3 if weighted and job.samples > 1 else 2)
     return each * sum(layer.numel for layer in layers)
 

@@ -129,6 +129,9 @@ def test_a_block_that_cannot_be_traced_is_bounded_from_above(monkeypatch):
         {"sparsity": 0.37, "pruner": "magnitude"},
         {"sparsity": 0.37, "aggregation": "mask"},
         {"sparsity": 0.37, "aggregation": "mean", "message_dtype": "bfloat16"},
+        {"sparsity": 0.37, "aggregation": "statistics"},
+        {"sparsity": 0.37, "aggregation": "statistics", "statistics_dtype": "bfloat16"},
+        {"pattern": "2:4", "aggregation": "statistics", "pruner": "wanda"},
     ],
 )
 def test_traffic_is_what_the_report_of_the_run_counts(settings):
