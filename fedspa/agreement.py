@@ -16,6 +16,7 @@ from fedspa.ranks import alone as one_rank
 from fedspa.report import LayerResult
 from fedspa.settings import message_dtype, round_target
 from fedspa.statistics import BlockStatistics
+from fedspa.sums import FixedPoint
 
 # The first word of sentences about what is pruned with everybody's statistics.
 SERVER = "the server"
@@ -137,7 +138,10 @@ def _gather_locally(
     task = _task(run, round_index, index, member.client.sparsity)
     run.progress.stage("calibrate", member.name)
     with run.clock.stage("calibrate"):
-        found = local.calibrate(member.name, block, member.stream, task, run.pruner)
+        pruner = run.pruner
+        if run.settings.statistics_dtype == "int64":
+            pruner = FixedPoint(pruner)
+        found = local.calibrate(member.name, block, member.stream, task, pruner)
         found = local.sum_statistics(found, _sharing_samples(run))
         message = sums.message(member.name, member.samples, found)
     member.bytes_up += message.nbytes

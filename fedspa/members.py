@@ -16,7 +16,7 @@ from fedspa.pruners import Pruner
 from fedspa.ranks import Ranks, alone
 from fedspa.report import LayerResult
 from fedspa.settings import Settings
-from fedspa.statistics import OpenSum, plain_sums
+from fedspa.sums import OpenSum, plain_sums
 from fedspa.walk import Stream
 
 Observer = Callable[[BlockMessage | StatisticsMessage], None]

@@ -126,6 +126,8 @@ def restore_arguments(run: Run) -> None:
 def batch_of(run: Run, member: Member) -> int:
     """How many of a member's windows go through a block at once."""
     length = member.client.tokens.shape[1]
+    if run.settings.batch_size is None and run.settings.statistics_dtype == "int64":
+        return 1
     return run.settings.batch_size or choose_batch(run.model, length, device=run.blocks.device)
 
 

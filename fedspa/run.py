@@ -31,8 +31,8 @@ from fedspa.ranks import Ranks, join
 from fedspa.report import ClientResult, Report, machine, peak_gpu_memory, peak_memory, versions
 from fedspa.rounds import draw_blocks, run_round
 from fedspa.settings import Settings, opened_again
-from fedspa.statistics import OpenSum, plain_sums
 from fedspa.streaming.architecture import Source
+from fedspa.sums import OpenSum, plain_sums
 from fedspa_kernels.arguments import parse_pattern
 
 
@@ -79,7 +79,7 @@ def federate(
     progress: True, False, or None: where stderr is a terminal.
     observe: is given every message that a client sends, as it is sent.
     open_sum: opens the sums over clients of aggregation "statistics", such as secure ones
-        (`fedspa.statistics.Sum`); None: numbers in the settings' statistics_dtype.
+        (`fedspa.sums.Sum`); None: numbers in the settings' statistics_dtype.
     surroundings: device, memory, ranks; `progress` here goes before theirs.
     ranks: those that this process has joined already; None: joins them as surroundings say.
     returns: the report; its `masks` hold the mask of every pruned weight by its full name.

@@ -16,7 +16,7 @@ EXPANSIONS = ("layer", "row", "column")
 WEIGHTINGS = ("uniform", "samples")
 RAMPS = ("constant", "linear", "cubic")
 MESSAGE_DTYPES = ("float32", "float16", "bfloat16")
-STATISTICS_DTYPES = ("float32", "bfloat16")
+STATISTICS_DTYPES = ("float32", "bfloat16", "int64")
 PRUNERS = ("magnitude", "wanda", "sparsegpt")
 
 
@@ -46,7 +46,8 @@ class Settings:
     weighting: "uniform", or "samples" to weigh clients by their calibration samples.
     message_dtype: dtype of the weights in messages; None keeps the model's own.
     block_size, damping: SparseGPT's columns a block and share of the mean diagonal added to it.
-    batch_size: calibration windows in one forward pass; None: by the device (`batches.py`).
+    batch_size: calibration windows in one forward pass; None: by the device (`batches.py`), and 1
+        with statistics of int64, which then do not depend on how windows meet in batches.
     seed: of layer sampling; the same seed gives the same bits.
 
     Raises ValueError with the values and the choices where a setting is impossible.

@@ -1,15 +1,13 @@
-"""Sums of statistics over clients: what a client sends of a block, and what the server adds up.
+"""The statistics of a decoder block: what a client sends of it, and what the server adds up.
 
 SparseGPT's hessians and Wanda's squared norms are sums over calibration tokens. Their sum over
-clients is that of the pooled data, and nothing else of a client is ever needed: so the server only
-sees a `Sum`, in whose place a secure one can be put.
+clients is that of the pooled data, and nothing else of a client is ever needed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,69 +15,9 @@ from torch import Tensor
 from fedspa.client import Calibration, shared_inputs
 from fedspa.messages import StatisticMessage, StatisticsMessage
 from fedspa.ranks import Ranks
+from fedspa.sums import OpenSum, PlainSum, Sum, from_fixed
 from fedspa.triangle import pack_triangle, triangle_diagonal, triangle_size, unpack_triangle
 from fedspa_kernels.checks import refuse, together
-
-
-class Sum(Protocol):
-    """Adds up one run of numbers over clients; the only thing that is done with statistics.
-
-    readable: whether what a client sends are its numbers, so that they can be checked one by one;
-        of a secure sum only the total can.
-
-    `send` runs at a client, `add` and `total` at the server.
-    """
-
-    readable: bool
-
-    def send(self, client: str, values: Tensor) -> Tensor:
-        """What a client sends in place of its values, (numbers,) float32."""
-        ...
-
-    def add(self, client: str, sent: Tensor) -> None:
-        """Take in what a client sent."""
-        ...
-
-    def total(self) -> Tensor:
-        """The sum of the values of all clients that were added, (numbers,) float32."""
-        ...
-
-
-# Opens the sum of one statistic: given its place ("round 0, block 3, layer q_proj") and the clients
-# that are expected to take part, in the order in which they will be added.
-OpenSum = Callable[[str, Sequence[str]], Sum]
-
-
-class PlainSum:
-    """Numbers in a dtype, added in float32 in the order in which they come."""
-
-    readable = True
-
-    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
-        self._dtype = dtype
-        self._total: Tensor | None = None
-
-    def send(self, client: str, values: Tensor) -> Tensor:
-        """The values in the dtype of messages."""
-        return values.to(self._dtype)
-
-    def add(self, client: str, sent: Tensor) -> None:
-        """Add numbers as they came."""
-        if self._total is None:
-            self._total = sent.to(torch.float32, copy=True)
-        else:
-            self._total += sent
-
-    def total(self) -> Tensor:
-        """The sum; raises ValueError where no client was added."""
-        if self._total is None:
-            raise ValueError("a sum of no clients has no total; add at least one")
-        return self._total
-
-
-def plain_sums(dtype: str) -> OpenSum:
-    """Sums of numbers that travel as "float32" or "bfloat16"."""
-    return lambda place, clients: PlainSum(getattr(torch, dtype))
 
 
 class BlockStatistics:
@@ -144,12 +82,12 @@ class BlockStatistics:
         self.samples = sum(samples for _, samples, _ in described)
         device = next(iter(self._weights.values())).device
         every = {key: of for _, _, shapes in described for key, of in shapes.items()}
-        for key, (shape, numbers) in every.items():
-            total = torch.zeros(numbers, device=device)
+        for key, (shape, numbers, dtype) in every.items():
+            total = torch.zeros(numbers, device=device, dtype=dtype)
             if key in self._shapes:
                 total.copy_(self._sums[key].total())
             ranks.sum_([total])
-            summed = PlainSum()
+            summed = PlainSum(dtype)
             summed.add("all ranks", total)
             self._sums[key], self._shapes[key] = summed, shape
 
@@ -166,6 +104,7 @@ class BlockStatistics:
             for key, shape in self._shapes.items():
                 total = self._sums[key].total()
                 self._check_values(f"the sum over {self.clients} clients", key, shape, total)
+                total = from_fixed(total)
                 whole = self._kind == "hessian"
                 statistic = unpack_triangle(total, shape[0]) if whole else total.view(shape)
                 found |= dict.fromkeys(key, statistic)
@@ -178,10 +117,9 @@ class BlockStatistics:
             self._sums[layers] = self._open_sum(place, self._expected)
         return self._sums[layers]
 
-    def _described(self) -> dict[tuple[str, ...], tuple[tuple[int, ...], int]]:
-        return {
-            key: (shape, self._sums[key].total().numel()) for key, shape in self._shapes.items()
-        }
+    def _described(self) -> dict[tuple[str, ...], tuple[tuple[int, ...], int, torch.dtype]]:
+        totals = {key: self._sums[key].total() for key in self._shapes}
+        return {key: (self._shapes[key], t.numel(), t.dtype) for key, t in totals.items()}
 
     def _check(self, message: StatisticsMessage) -> None:
         sender, block = message.sender, message.block

@@ -107,8 +107,10 @@ def _job(options: dict[str, Any]) -> tuple[Job, Room]:
     sparsity = options["sparsity"]
     if sparsity is None and options["pattern"] is None:
         sparsity = DEFAULT_SPARSITY
-    names = ("pruner", "pattern", "aggregation", "schedule", "synchronize_every", "message_dtype")
-    names += ("statistics_dtype", "block_size")
+    names = [
+        *("pruner", "pattern", "aggregation", "schedule", "synchronize_every", "message_dtype"),
+        *("statistics_dtype", "block_size"),
+    ]
     settings = Settings(
         sparsity=sparsity,
         batch_size=options["batch_size"],

@@ -12,8 +12,10 @@ from fedspa.client import Calibration
 from fedspa.data import pool
 from fedspa.messages import StatisticMessage, StatisticsMessage
 from fedspa.model import decoder_blocks, layer_weights
+from fedspa.pruners import make_pruner
 from fedspa.settings import exchanged_together
-from fedspa.statistics import BlockStatistics, PlainSum, plain_sums
+from fedspa.statistics import BlockStatistics
+from fedspa.sums import LIMIT, FixedPoint, PlainSum, plain_sums
 from fedspa.triangle import pack_triangle, triangle_diagonal, triangle_size, unpack_triangle
 from fedspa_kernels import wanda_prune
 
@@ -200,14 +202,49 @@ def test_a_client_that_leaves_sent_its_first_blocks_only():
     assert any(0 < len(mine) < 5 for mine in drawn)
 
 
+EXACT = replace(SUMS, statistics_dtype="int64")
+
+
+@pytest.mark.parametrize("pruner", ["sparsegpt", "wanda"])
+@pytest.mark.parametrize("schedule", ["synchronous", "one-shot"])
+def test_sums_in_fixed_point_are_the_pooled_datas_to_the_bit(pruner, schedule):
+    """However the windows are dealt out: to one, to four of one kind each, or to nine at random."""
+    clients = make_clients(4, samples=9)
+    settings = replace(EXACT, pruner=pruner, schedule=schedule)
+    windows = pool(clients).tokens
+    mixed = windows[torch.randperm(len(windows), generator=torch.Generator().manual_seed(1))]
+    dealt = [Client(part, name=str(i)) for i, part in enumerate(mixed.split([1, 20, 2, 3, 10]))]
+    whole, report = run([pool(clients)], settings, layers=3)
+    for others in (clients, dealt):
+        found, other = run(others, settings, layers=3)
+        assert all(torch.equal(found[name], whole[name]) for name in whole)
+        assert torch.equal(masks_of(other), masks_of(report))
+    # And they are the same pruning as with float32 sums.
+    plain = run([pool(clients)], replace(settings, statistics_dtype="float32"), layers=3)[1]
+    assert (masks_of(plain) == masks_of(report)).double().mean() > 0.99
+
+
+def test_fixed_point_takes_eight_bytes_a_number():
+    _, exact = run(make_clients(2), EXACT)
+    _, plain = run(make_clients(2), SUMS)
+    assert exact.clients[0].bytes_up == 2 * plain.clients[0].bytes_up
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 2 * math.sqrt(LIMIT)])
+def test_what_does_not_fit_into_fixed_point_is_refused(value):
+    inputs = torch.ones(4, 3)
+    inputs[2, 1] = value
+    with pytest.raises(ValueError, match="do not fit into fixed point"):
+        FixedPoint(make_pruner(SUMS)).gather(None, inputs)
+
+
 class MaskedSum:
     """Secure aggregation by pairwise masks (Bonawitz et al. 2017), without its key agreement.
 
-    Numbers in fixed point modulo 2^64; each pair of clients adds and subtracts the same noise.
+    Whole numbers modulo 2^64; each pair of clients adds and subtracts the same noise.
     """
 
     readable = False
-    scale = 2**24
 
     def __init__(self, place, clients):
         self.place, self.clients, self.sum = place, list(clients), None
@@ -218,7 +255,7 @@ class MaskedSum:
         return torch.randint(-(2**62), 2**62, like.shape, generator=draw)
 
     def send(self, client, values):
-        fixed = (values.double() * self.scale).round().long()
+        fixed = values
         for other in self.clients:
             if other != client:
                 noise = self._noise(*sorted((client, other)), fixed)
@@ -229,19 +266,19 @@ class MaskedSum:
         self.sum = sent.clone() if self.sum is None else self.sum + sent
 
     def total(self):
-        return (self.sum.double() / self.scale).float()
+        return self.sum
 
 
 @pytest.mark.parametrize("pruner", ["sparsegpt", "wanda"])
-def test_a_secure_sum_takes_the_place_of_the_plain_one(pruner):
+def test_a_secure_sum_takes_the_place_of_the_plain_one_and_changes_no_bit(pruner):
     clients, messages = make_clients(4), []
-    settings = replace(SUMS, pruner=pruner, layers_per_client=1, seed=2)
-    _, plain = run(clients, settings)
-    _, secure = run(clients, settings, open_sum=MaskedSum, observe=messages.append)
-    assert (masks_of(plain) == masks_of(secure)).double().mean() >= 0.999
+    settings = replace(EXACT, pruner=pruner, layers_per_client=1, seed=2)
+    plain, _ = run(clients, settings)
+    secure, _ = run(clients, settings, open_sum=MaskedSum, observe=messages.append)
+    assert all(torch.equal(plain[name], secure[name]) for name in plain)
     # What a client sent tells nothing of its sums: it is as large as the noise.
     sent = messages[0].statistics[0].values
-    assert sent.dtype == torch.int64 and float(sent.double().abs().mean()) > 2.0**58
+    assert float(sent.double().abs().mean()) > 2.0**58
 
 
 class Means:
