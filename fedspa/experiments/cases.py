@@ -117,6 +117,9 @@ class Case:
         if self.kind == "centralised":
             # On the agreed block, as sums of statistics are; with one client all else is the same.
             target["schedule"] = "synchronous"
+            if "statistics_dtype" in self.settings:
+                # Only statistics have one; those of one client are those of all data.
+                target["aggregation"] = "statistics"
         return Settings(**{**self.settings, **target, "seed": self.seed, **other})
 
     @property

@@ -11,8 +11,8 @@ import click
 from rich.console import Console
 from transformers.utils import logging
 
-from fedspa.experiments.expectations import check
 from fedspa.experiments.experiment_file import Experiment, read_experiment
+from fedspa.experiments.results.expectations import check
 from fedspa.experiments.store import RESULTS_FILE, Record, read_records, succeeded
 from fedspa.experiments.workers import pending, run_experiment
 from fedspa.loading import check_device
@@ -114,8 +114,8 @@ def _conclude(
 ) -> int:
     """Write tables and pictures, say what was found, and return the exit code."""
     # Imported here: matplotlib takes a second to load, and --list needs none of it.
-    from fedspa.experiments.pictures import write_pictures
-    from fedspa.experiments.tables import table, write_tables
+    from fedspa.experiments.results.pictures import write_pictures
+    from fedspa.experiments.results.tables import table, write_tables
 
     failed = [record for record in records if not succeeded(record)]
     order = list(dict.fromkeys(case.method for case in experiment.cases))

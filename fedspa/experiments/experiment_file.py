@@ -11,9 +11,9 @@ from typing import Any
 
 from fedspa.domains import DOMAINS
 from fedspa.experiments.cases import CLIENT_SIDE, KINDS, SETTINGS, Case, Data
-from fedspa.experiments.expectations import Expectation, read_expectations
 from fedspa.experiments.grid import DEMO_MODEL, Ground, cases_of
 from fedspa.experiments.known import check_keys, check_known, tables_of
+from fedspa.experiments.results.expectations import Expectation, read_expectations
 from fedspa.experiments.sources import SHIPPED, resolve_text
 from fedspa.loading import check_dtype
 
@@ -25,7 +25,10 @@ ALLOWED = {
     "federated": SETTINGS,
     "dense": (),
     "standalone": CLIENT_SIDE,
-    "centralised": ("pruner", "block_size", "damping", "batch_size", "message_dtype"),
+    "centralised": (
+        *("pruner", "block_size", "damping", "batch_size", "message_dtype"),
+        "statistics_dtype",
+    ),
 }
 
 

@@ -71,7 +71,7 @@ def run_job(bench: Workbench, job: Job) -> Iterator[Record]:
             yield _attempt(case, partial(_run_alone, bench, case))
         return
     try:
-        walked = _walk(bench, job.cases[0])
+        walked = _walk(bench, job.cases)
     except Exception as error:  # Every failure is one of these cases, and is told in its record.
         for case in job.cases:
             yield failure(case, sentence(error))
@@ -142,13 +142,18 @@ class _Walk:
     seconds: float
 
 
-def _walk(bench: Workbench, case: Case) -> _Walk:
-    """Let a case's clients walk all blocks once, and keep what they send."""
+def _walk(bench: Workbench, cases: Sequence[Case]) -> _Walk:
+    """Let the clients of cases walk all blocks once, and keep what they send."""
+    case = cases[0]
     bench.lay_out(case)
     heldout = bench.heldout(case)
     clients = bench.clients(case)
     local = {name: value for name, value in case.settings.items() if name in CLIENT_SIDE}
-    settings = replace(case, settings=local).federation(aggregation="l0", schedule="one-shot")
+    # Weights are many times as large as masks, and kept for every client.
+    masks = all(c.kind == "federated" and c.settings.get("aggregation") == "mask" for c in cases)
+    settings = replace(case, settings=local).federation(
+        aggregation="mask" if masks else "l0", schedule="one-shot"
+    )
     messages: list[Any] = []
     start = perf_counter()
     federate(bench.model, clients, settings, progress=False, observe=messages.append)

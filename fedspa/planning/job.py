@@ -100,6 +100,8 @@ class Job:
     def batch(self) -> int:
         """Windows in a forward pass: those of the settings, or as `batches.choose_batch` says."""
         wanted = self.settings.batch_size
+        if wanted is None and self.fixed_point:
+            wanted = 1
         if wanted is None:
             tokens = TOKENS[self.device]
             if self.device == "cuda":
@@ -131,6 +133,11 @@ class Job:
     def sums_statistics(self) -> bool:
         """Whether clients send statistics, and the server alone prunes."""
         return self.settings.aggregation == "statistics"
+
+    @property
+    def fixed_point(self) -> bool:
+        """Whether statistics are summed as whole numbers."""
+        return self.settings.statistics_dtype == "int64"
 
     @property
     def sent_statistic_element(self) -> int:

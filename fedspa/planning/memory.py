@@ -81,9 +81,10 @@ def _tensors(job: Job, kind: Kind, flight: Flight, placement: str) -> dict[str, 
     if job.needs_inputs:
         stages["embed"] = weights + job.architecture.outside[0] + held + 2 * flight.hidden
         in_pass = flight.calibrate + workspace.gather(groups, job)
-        stages["calibrate"] = before + gathered + in_pass
+        found = workspace.gathered(groups, job)
+        stages["calibrate"] = before + found + in_pass
         if job.sums_statistics:
-            message = weights + held + gathered + added + statistics_bytes(groups, job)
+            message = weights + held + found + added + statistics_bytes(groups, job)
             stages["calibrate"] = max(stages["calibrate"], message)
         held_sums = added if job.sums_statistics and job.exchanged > 1 else sums
         stages["propagate"] = weights + held + held_sums + lent + flight.propagate

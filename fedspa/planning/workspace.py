@@ -11,6 +11,8 @@ from fedspa_kernels.hessian import kernel as hessian
 from fedspa_kernels.obs import kernel as obs
 
 FLOAT = 4
+# Bytes of a number in fixed point.
+WHOLE = 8
 # Numbers that the CPU's Hessian packs at a time, and tokens that Wanda squares at a time.
 PACKED = 2**18
 SQUARED = 512
@@ -26,12 +28,20 @@ def statistics(groups: Sequence[Sequence[Layer]], job: Job) -> int:
 
 def totals(groups: Sequence[Sequence[Layer]], job: Job) -> int:
     """The sums of all clients' statistics, one triangle of each matrix."""
-    return FLOAT * statistic_numbers(groups, job)
+    return (WHOLE if job.fixed_point else FLOAT) * statistic_numbers(groups, job)
+
+
+def gathered(groups: Sequence[Sequence[Layer]], job: Job) -> int:
+    """The statistics of one client while it gathers them."""
+    return statistics(groups, job) * (2 if job.fixed_point else 1)
 
 
 def gather(groups: Sequence[Sequence[Layer]], job: Job) -> int:
     """Adding a batch to a statistic."""
     cols = max(group[0].cols for group in groups)
+    if job.fixed_point:
+        # A batch's own, as float64, and as whole numbers.
+        return (FLOAT + 2 * WHOLE) * (cols * cols if job.statistic_square else cols)
     if job.statistic_square:
         if job.device == "cpu":
             return FLOAT * PACKED

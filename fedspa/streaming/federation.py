@@ -19,7 +19,6 @@ from fedspa.report import Report
 from fedspa.rounds import batch_of, restore_arguments
 from fedspa.run import Surroundings, gather_accounts, prepare, report_of, walk
 from fedspa.settings import Settings, opened_again
-from fedspa.statistics import OpenSum
 from fedspa.streaming import journal
 from fedspa.streaming.activations import Hidden
 from fedspa.streaming.architecture import Source
@@ -32,6 +31,7 @@ from fedspa.streaming.merging import merge
 from fedspa.streaming.room import choose_place, disk_bytes
 from fedspa.streaming.shards import OutputShards
 from fedspa.streaming.state import Account, State, commit, compare, fingerprint, load
+from fedspa.sums import OpenSum
 from fedspa.walk import Stream
 
 

@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner
 from experiment_records import ORDER, curves, grid, record, variants
 
-from fedspa.experiments.document import main, write_document
+from fedspa.experiments.results.document import main, write_document
 
 PAGE = """# Results
 

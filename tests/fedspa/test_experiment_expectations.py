@@ -3,7 +3,7 @@
 import pytest
 from experiment_records import curves, failed, record, standalone, variants
 
-from fedspa.experiments.expectations import Expectation, check, read_expectations
+from fedspa.experiments.results.expectations import Expectation, check, read_expectations
 
 
 def test_an_expectation_holds_or_does_not_with_its_numbers():

@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 from experiment_records import ORDER, curves, grid, record
 from matplotlib.text import Text
 
-from fedspa.experiments.pictures import figures, write_pictures
+from fedspa.experiments.results.pictures import figures, write_pictures
 
 
 def test_pictures_are_the_same_bytes_twice_and_have_their_labels_as_text(tmp_path):

@@ -9,10 +9,10 @@ import pytest
 from experiment_records import ORDER, curves, failed, grid, record, standalone, variants
 from rich.console import Console
 
-from fedspa.experiments.comparisons import axis_tables, improvement_tables, world_tables
-from fedspa.experiments.pictures import write_pictures
-from fedspa.experiments.summary import summarise
-from fedspa.experiments.tables import domain_tables, main_tables, table, write_tables
+from fedspa.experiments.results.comparisons import axis_tables, improvement_tables, world_tables
+from fedspa.experiments.results.pictures import write_pictures
+from fedspa.experiments.results.summary import summarise
+from fedspa.experiments.results.tables import domain_tables, main_tables, table, write_tables
 
 STATISTICS = {"aggregation": "statistics"}
 

@@ -131,6 +131,7 @@ def test_a_block_that_cannot_be_traced_is_bounded_from_above(monkeypatch):
         {"sparsity": 0.37, "aggregation": "mean", "message_dtype": "bfloat16"},
         {"sparsity": 0.37, "aggregation": "statistics"},
         {"sparsity": 0.37, "aggregation": "statistics", "statistics_dtype": "bfloat16"},
+        {"sparsity": 0.37, "aggregation": "statistics", "statistics_dtype": "int64"},
         {"pattern": "2:4", "aggregation": "statistics", "pruner": "wanda"},
     ],
 )
@@ -224,6 +225,21 @@ def test_runs_take_the_memory_that_was_planned():
             "dtype": "bfloat16",
             "clients": 2,
             "settings": {"pattern": "2:4", "schedule": "synchronous", "message_dtype": "float32"},
+        },
+        {
+            "dtype": "float32",
+            "clients": 3,
+            "settings": {"sparsity": 0.5, "aggregation": "statistics"},
+        },
+        {
+            "dtype": "bfloat16",
+            "clients": 2,
+            "settings": {
+                "sparsity": 0.5,
+                "aggregation": "statistics",
+                "statistics_dtype": "int64",
+                "schedule": "one-shot",
+            },
         },
     ]
     environment = {

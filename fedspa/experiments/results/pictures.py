@@ -8,11 +8,11 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
-from fedspa.experiments.curves import exchanges, gaps, sparsity
-from fedspa.experiments.drawing import STYLE
-from fedspa.experiments.places import families
-from fedspa.experiments.scatter import traffic
-from fedspa.experiments.summary import Record, Row, summarise
+from fedspa.experiments.results.curves import exchanges, gaps, sparsity
+from fedspa.experiments.results.drawing import STYLE
+from fedspa.experiments.results.places import families
+from fedspa.experiments.results.scatter import traffic
+from fedspa.experiments.results.summary import Record, Row, summarise
 
 # What each picture shows, by the name of its file.
 CAPTIONS = {

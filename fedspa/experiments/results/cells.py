@@ -3,8 +3,8 @@
 import math
 from collections.abc import Iterable, Sequence
 
-from fedspa.experiments.places import reference
-from fedspa.experiments.summary import Place, Row, Target
+from fedspa.experiments.results.places import reference
+from fedspa.experiments.results.summary import Place, Row, Target
 from fedspa.tables import megabytes, perplexity_text
 
 ABSENT = "–"

@@ -4,7 +4,7 @@
     what stands here is replaced
     <!-- end:main -->
 
-`python -m fedspa.experiments.document RESULTS.jsonl docs/results.md` does it.
+`python -m fedspa.experiments.results.document RESULTS.jsonl docs/results.md` does it.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from pathlib import Path
 
 import click
 
-from fedspa.experiments.comparisons import axis_tables, improvement_tables, world_tables
-from fedspa.experiments.pictures import CAPTIONS, caption, write_pictures
-from fedspa.experiments.places import families
+from fedspa.experiments.results.comparisons import axis_tables, improvement_tables, world_tables
+from fedspa.experiments.results.pictures import CAPTIONS, caption, write_pictures
+from fedspa.experiments.results.places import families
+from fedspa.experiments.results.summary import Record, summarise
+from fedspa.experiments.results.tables import domain_tables, main_tables
 from fedspa.experiments.store import read_records
-from fedspa.experiments.summary import Record, summarise
-from fedspa.experiments.tables import domain_tables, main_tables
 
 MARKER = re.compile(r"<!-- *(results|end):([^ >]*) *-->")
 NOTHING = "No results yet.\n"

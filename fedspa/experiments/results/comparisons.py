@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 
-from fedspa.experiments.cells import (
+from fedspa.experiments.results.cells import (
     ABSENT,
     COSTS,
     best_in_bold,
@@ -17,7 +17,7 @@ from fedspa.experiments.cells import (
     target_text,
     title,
 )
-from fedspa.experiments.places import (
+from fedspa.experiments.results.places import (
     at,
     competitions,
     families,
@@ -28,7 +28,7 @@ from fedspa.experiments.places import (
     targets,
     usual_target,
 )
-from fedspa.experiments.summary import Place, Record, Row, Target, axis_text, summarise
+from fedspa.experiments.results.summary import Place, Record, Row, Target, axis_text, summarise
 
 # FedSpaLLM's authors: the federation improves on the clients' own models by more than this, in %.
 CLAIMED = 30.0

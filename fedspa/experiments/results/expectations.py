@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fedspa.experiments.cells import place_text, target_text, value_text
-from fedspa.experiments.places import at, places, targets
-from fedspa.experiments.summary import Place, Record, Row, Target, summarise
+from fedspa.experiments.results.cells import place_text, target_text, value_text
+from fedspa.experiments.results.places import at, places, targets
+from fedspa.experiments.results.summary import Place, Record, Row, Target, summarise
 from fedspa.settings import is_number
 
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fedspa.experiments.cells import place_text, target_text
-from fedspa.experiments.drawing import Line, lines_of, logarithmic, panels
-from fedspa.experiments.places import at, methods, places, usual_target
-from fedspa.experiments.summary import Place, Row
+from fedspa.experiments.results.cells import place_text, target_text
+from fedspa.experiments.results.drawing import Line, lines_of, logarithmic, panels
+from fedspa.experiments.results.places import at, methods, places, usual_target
+from fedspa.experiments.results.summary import Place, Row
 
 # Points: a letter of 8 points is about so wide, and a label so high.
 GLYPH, LINE = 4.9, 9.0

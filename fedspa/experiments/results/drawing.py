@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from fedspa import charts
-from fedspa.experiments.summary import Row
+from fedspa.experiments.results.summary import Row
 
 INK, MUTED, GRID, SURFACE, BAND = "#1c2126", "#5b6570", "#dfe3e8", "#ffffff", "#e3e6ea"
 # Shades by what clients send; the methods of one aggregation take one after the other.

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable, Sequence
 
-from fedspa.experiments.summary import STANDALONE, Place, Row, Target
+from fedspa.experiments.results.summary import STANDALONE, Place, Row, Target
 from fedspa.settings import Settings
 
 # What comes first where no order of methods is given.

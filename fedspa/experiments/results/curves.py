@@ -7,8 +7,8 @@ from dataclasses import replace
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fedspa.experiments.cells import partition_text, place_text, target_text
-from fedspa.experiments.drawing import (
+from fedspa.experiments.results.cells import partition_text, place_text, target_text
+from fedspa.experiments.results.drawing import (
     BAND,
     GAP,
     INK,
@@ -20,8 +20,8 @@ from fedspa.experiments.drawing import (
     logarithmic,
     table_of_panels,
 )
-from fedspa.experiments.places import at, find, methods, places, targets
-from fedspa.experiments.summary import Place, Row, Target
+from fedspa.experiments.results.places import at, find, methods, places, targets
+from fedspa.experiments.results.summary import Place, Row, Target
 
 # Per cent above centralised below which the axis is linear, so that it can hold 0.
 LINEAR = 1.0

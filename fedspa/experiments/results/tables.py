@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedspa.experiments.cells import (
+from fedspa.experiments.results.cells import (
     COSTS,
     best_in_bold,
     cost_cells,
@@ -22,9 +22,16 @@ from fedspa.experiments.cells import (
     title,
     value_text,
 )
-from fedspa.experiments.comparisons import axis_tables, improvement_tables, world_tables
-from fedspa.experiments.places import competitions, families, find, methods, targets, usual_target
-from fedspa.experiments.summary import Record, Row, Target, latest, summarise
+from fedspa.experiments.results.comparisons import axis_tables, improvement_tables, world_tables
+from fedspa.experiments.results.places import (
+    competitions,
+    families,
+    find,
+    methods,
+    targets,
+    usual_target,
+)
+from fedspa.experiments.results.summary import Record, Row, Target, latest, summarise
 from fedspa.tables import text_table
 
 if TYPE_CHECKING:

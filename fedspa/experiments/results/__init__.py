@@ -1,0 +1,1 @@
+"""What an experiment found: rows, tables, pictures, expectations, and the page that shows them."""
