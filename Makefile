@@ -66,7 +66,7 @@ demo: build .venv/.model ## prune a real model over four clients; DEMO_FLAGS='--
 
 results: build .venv/.model ## run the grid of docs/results.md and write it anew; hours, resumable
 	.venv/bin/fedspa experiment smollm2 --out docs/results --workers $(WORKERS) $(RESULTS_FLAGS)
-	$(PY) -m fedspa.experiments.document docs/results/results.jsonl docs/results.md --experiment smollm2
+	$(PY) -m fedspa.experiments.results.document docs/results/results.jsonl docs/results.md --experiment smollm2
 
 results-quick: build .venv/.model ## check the orderings of docs/results.md in ten minutes
 	.venv/bin/fedspa experiment quick --workers $(WORKERS) $(RESULTS_FLAGS)

@@ -53,7 +53,7 @@ def read_experiment(source: str | Path) -> Experiment:
     raises: ValueError, naming it, for what is missing, unknown or impossible in the file; whether
         models and texts are there shows when their cases run.
     """
-    path = _find(source)
+    path = find_experiment(source)
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -81,7 +81,8 @@ def read_experiment(source: str | Path) -> Experiment:
     return Experiment(name, tuple(cases.values()), expectations)
 
 
-def _find(source: str | Path) -> Path:
+def find_experiment(source: str | Path) -> Path:
+    """The file of that path, or the shipped one of that name; ValueError where neither is there."""
     path, shipped = Path(source), shipped_grids()
     if path.is_file():
         return path

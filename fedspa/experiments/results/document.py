@@ -18,6 +18,7 @@ from pathlib import Path
 
 import click
 
+from fedspa.experiments.experiment_file import find_experiment
 from fedspa.experiments.results.comparisons import axis_tables, improvement_tables, world_tables
 from fedspa.experiments.results.pictures import CAPTIONS, caption, write_pictures
 from fedspa.experiments.results.places import families
@@ -141,17 +142,14 @@ def _link(drawn: Path, page: Path) -> str:
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder of the pictures; default: named as the page, beside it.",
 )
-@click.option(
-    "--experiment",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="The grid's TOML file, whose order of methods the tables take.",
-)
-def main(results: Path, page: Path, pictures: Path | None, experiment: Path | None) -> None:
+@click.option("--experiment", help="The grid, whose order of methods the tables take.")
+def main(results: Path, page: Path, pictures: Path | None, experiment: str | None) -> None:
     """Put the tables and pictures of RESULTS (JSON lines) between the markers of PAGE."""
     try:
         order: list[str] = []
         if experiment is not None:
-            order = list(tomllib.loads(experiment.read_text(encoding="utf-8")).get("method", {}))
+            table = tomllib.loads(find_experiment(experiment).read_text(encoding="utf-8"))
+            order = list(table.get("method", {}))
         records = list(read_records(results).values())
         write_document(records, page, pictures or page.with_suffix(""), order)
     except ValueError as error:

@@ -58,14 +58,20 @@ def methods(rows: Iterable[Row], order: Sequence[str] = ()) -> list[str]:
 
 
 def families(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """The plain rows by pruner; what needs no calibration data stands in each of them."""
+    """The plain rows by pruner; what stands in each of them needs no data, or sends masks alone.
+
+    Masks are FedPrLLM, which is compared with the others whatever its clients prune with.
+    """
     plain = [row for row in rows if row.plain]
     shared = [row for row in plain if row.kind == "dense" or row.pruner == "magnitude"]
     pruners = dict.fromkeys(row.pruner for row in plain if row not in shared)
     names = sorted(pruners, key=lambda name: (name != Settings.pruner, name))
     if not names and shared:
         return {"magnitude": shared}
-    return {name: [row for row in plain if row.pruner == name or row in shared] for name in names}
+    everywhere = [row for row in plain if row in shared or row.aggregation == "mask"]
+    return {
+        name: [row for row in plain if row.pruner == name or row in everywhere] for name in names
+    }
 
 
 def grid_and_world(rows: Iterable[Row]) -> tuple[list[Place], list[Place]]:
