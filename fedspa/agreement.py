@@ -9,12 +9,13 @@ from torch import Tensor, nn
 from fedspa import client as local
 from fedspa import server
 from fedspa.blocks import lent, unpacked, views
+from fedspa.calibration import BlockTask, calibrate, sum_statistics
 from fedspa.members import Member, Run, goes_on
 from fedspa.pruners import additive_kind
 from fedspa.ranks import Ranks
 from fedspa.ranks import alone as one_rank
 from fedspa.report import LayerResult
-from fedspa.settings import message_dtype, round_target
+from fedspa.schedule import message_dtype, round_target
 from fedspa.statistics import BlockStatistics
 from fedspa.sums import FixedPoint
 
@@ -101,10 +102,17 @@ def _add_statistics(
     found = BlockStatistics(views(block), kind, round_index, index, names, run.open_sum)
     for member in run.walked:
         if member in taking_part:
-            _gather_locally(run, block, member, found, round_index, index)
+            _gather_locally(run, block, member, found, len(names), round_index, index)
             if ahead:
                 propagate(run, block, member, index)
-    alone = replace(run.settings, aggregation="l0", weighting="uniform", statistics_dtype="float32")
+    alone = replace(
+        run.settings,
+        aggregation="l0",
+        schedule="one-shot",
+        synchronize_every=None,
+        weighting="uniform",
+        statistics_dtype="float32",
+    )
     pruned = server.BlockAggregation(views(block), alone)
     if not taking_part:
         return pruned, 0
@@ -116,7 +124,14 @@ def _add_statistics(
     run.progress.stage("prune")
     with run.clock.stage("prune"):
         result = local.prune(
-            SERVER, found.samples, block, found.statistics(), task, run.pruner, run.ranks
+            SERVER,
+            found.samples,
+            block,
+            found.statistics(),
+            task,
+            run.pruner,
+            run.ranks,
+            who=SERVER,
         )
     clients = found.clients
     # A hessian may be larger than all weights that it prunes.
@@ -131,18 +146,22 @@ def _gather_locally(
     block: nn.Module,
     member: Member,
     sums: BlockStatistics,
+    clients: int,
     round_index: int,
     index: int,
 ) -> None:
-    """Let a client send its statistics of a block."""
+    """Let a client, one of so many, send its statistics of a block."""
     task = _task(run, round_index, index, member.client.sparsity)
     run.progress.stage("calibrate", member.name)
     with run.clock.stage("calibrate"):
         pruner = run.pruner
         if run.settings.statistics_dtype == "int64":
-            pruner = FixedPoint(pruner)
-        found = local.calibrate(member.name, block, member.stream, task, pruner)
-        found = local.sum_statistics(found, _sharing_samples(run))
+            pruner = FixedPoint(pruner, clients)
+        sharing = _sharing_samples(run)
+        # What another client's tokens reach is enough, but ranks must add up the same layers.
+        every = sharing.size > 1
+        found = calibrate(member.name, block, member.stream, task, pruner, every_layer=every)
+        found = sum_statistics(found, sharing)
         message = sums.message(member.name, member.samples, found)
     member.bytes_up += message.nbytes
     if run.observe is not None:
@@ -159,8 +178,8 @@ def _prune_locally(
     together = _sharing_samples(run)
     run.progress.stage("calibrate", member.name)
     with run.clock.stage("calibrate"):
-        found = local.calibrate(member.name, block, member.stream, task, run.pruner)
-        found = local.sum_statistics(found, together)
+        found = calibrate(member.name, block, member.stream, task, run.pruner)
+        found = sum_statistics(found, together)
     run.progress.stage("prune", member.name)
     with run.clock.stage("prune"):
         result = local.prune(
@@ -175,10 +194,10 @@ def _prune_locally(
     return result
 
 
-def _task(run: Run, round_index: int, index: int, sparsity: float | None) -> local.BlockTask:
+def _task(run: Run, round_index: int, index: int, sparsity: float | None) -> BlockTask:
     """What a block must reach, for a client with a sparsity of its own."""
     settings = run.settings
-    return local.BlockTask(
+    return BlockTask(
         round=round_index,
         block=index,
         name=run.blocks.names[index],

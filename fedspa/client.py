@@ -2,40 +2,20 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fedspa.calibration import BlockTask, shared_inputs
 from fedspa.messages import BlockMessage, pack_layer
 from fedspa.model import linear_layers, weight_of
 from fedspa.pruners import Pruner, SharingPruner
 from fedspa.ranks import Ranks, alone
-from fedspa.settings import Target
 from fedspa.walk import Stream, run_block
 from fedspa_kernels import Pruned
-from fedspa_kernels.checks import about, refuse, together
-
-
-@dataclass(frozen=True)
-class BlockTask:
-    """What the server asks of a client: a block, its place in the run, and what to reach.
-
-    support: for every layer (rows, cols) bool, where a former round left a weight; or None.
-    """
-
-    round: int
-    block: int
-    name: str
-    target: Target
-    support: dict[str, Tensor] | None = None
-    message_dtype: torch.dtype | None = None
-    mask_only: bool = False
+from fedspa_kernels.checks import about, together
 
 
 @dataclass(frozen=True)
@@ -47,63 +27,6 @@ class LocalResult:
     loss: float = 0.0
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """What a client gathered from the inputs of a block's layers; both by layer.
-
-    statistics: layers of one input have the very same tensor. tokens: how many reached a layer.
-    """
-
-    statistics: dict[str, Tensor]
-    tokens: dict[str, int]
-
-
-@torch.no_grad()
-def calibrate(
-    client: str, block: nn.Module, stream: Stream, task: BlockTask, pruner: Pruner
-) -> Calibration:
-    """Every layer's statistic over a client's hidden states, from one pass through the block.
-
-    stream: the hidden states that enter this block.
-    Raises ValueError naming the client and the layer where activations are not finite.
-    """
-    if not pruner.needs_inputs:
-        return Calibration({}, {})
-    layers = linear_layers(block)
-    gatherer = _Gatherer(pruner, list(layers))
-    handles = [
-        layer.register_forward_pre_hook(gatherer.hook(name)) for name, layer in layers.items()
-    ]
-    try:
-        for inputs in stream.inputs(task.block):
-            with suppress(_AllGathered):
-                run_block(block, *inputs)
-            gatherer.end_batch()
-    finally:
-        for handle in handles:
-            handle.remove()
-    with together():
-        for name in layers:
-            where = f"client {client!r}, layer {task.name}.{name}"
-            if name not in gatherer.leaders:
-                raise ValueError(f"{where}: no calibration token reached it; add samples")
-            if gatherer.leaders[name] == name:
-                # NaN goes through both, and nothing of the statistic's size is written.
-                extremes = torch.stack(gatherer.statistic(name).aminmax())
-                refuse(~extremes.isfinite(), partial(_explain_infinite, where))
-    return Calibration(
-        {name: gatherer.statistic(name) for name in layers},
-        {name: gatherer.tokens[gatherer.leaders[name]] for name in layers},
-    )
-
-
-def _explain_infinite(where: str) -> None:
-    raise ValueError(
-        f"{where}: its activations are NaN, infinite or overflow; check the client's text, or load "
-        f"the model with dtype float32"
-    )
-
-
 @torch.no_grad()
 def prune(
     client: str,
@@ -113,12 +36,15 @@ def prune(
     task: BlockTask,
     pruner: Pruner,
     ranks: Ranks | None = None,
+    *,
+    who: str | None = None,
 ) -> LocalResult:
     """Prune a block's layers with their statistics; the block itself is left as it is.
 
     samples: the calibration windows behind the statistics; layers with the very same statistic
         are given to a pruner together that can take them so.
     ranks: which have the same statistics, and divide the layers among them; None: there is one.
+    who: how errors begin; None: with the client's name.
     Raises ValueError naming the client and the layer where the pruner cannot work.
     """
     layers = {name: weight_of(layer) for name, layer in linear_layers(block).items()}
@@ -126,7 +52,7 @@ def prune(
 
     def where(names: Sequence[str]) -> str:
         which = " and ".join(f"{task.name}.{name}" for name in names)
-        return f"client {client!r}, layer {which}, {samples} calibration windows: "
+        return f"{who or f'client {client!r}'}, layer {which}, {samples} calibration windows: "
 
     # A GPU is waited for twice a block, whatever the number of its layers.
     with together():
@@ -148,16 +74,6 @@ def prune(
                 packed[name] = pack_layer(weight, mask, task.message_dtype, task.mask_only, count)
     message = BlockMessage(client, task.round, task.block, samples, packed)
     return LocalResult(message, {name: pruned[name].weight for name in layers}, sum(losses))
-
-
-def sum_statistics(found: Calibration, ranks: Ranks) -> Calibration:
-    """Add up what all ranks gathered, the statistics in place; every rank then has the same."""
-    statistics = found.statistics
-    ranks.sum_(list({id(statistic): statistic for statistic in statistics.values()}.values()))
-    counted = ranks.gather(found.tokens)
-    return Calibration(
-        statistics, {name: sum(tokens[name] for tokens in counted) for name in found.tokens}
-    )
 
 
 def _work(names: Sequence[str], layers: Mapping[str, Tensor]) -> float:
@@ -189,15 +105,6 @@ def _sharing(
     if not isinstance(pruner, SharingPruner):
         return [[name] for name in names]
     return shared_inputs(names, statistics)
-
-
-def shared_inputs(names: Sequence[str], statistics: Mapping[str, Tensor]) -> list[list[str]]:
-    """The layers in groups of one statistic, in order."""
-    groups: dict[int | str, list[str]] = {}
-    for name in names:
-        key = id(statistics[name]) if name in statistics else name
-        groups.setdefault(key, []).append(name)
-    return list(groups.values())
 
 
 def _prune_sharing(
@@ -235,52 +142,3 @@ def _count(results: Sequence[Pruned]) -> tuple[list[int], list[float]]:
 def propagate(block: nn.Module, stream: Stream, block_index: int) -> None:
     """Replace a stream's hidden states with what the block makes of them."""
     stream.advance(run_block(block, *inputs) for inputs in stream.inputs(block_index))
-
-
-class _AllGathered(Exception):
-    """Ends a block's forward pass, of which no layer is left to gather for."""
-
-
-class _Gatherer:
-    """Statistics that layers with the very same input share, as q, k and v do: one for each."""
-
-    def __init__(self, pruner: Pruner, layers: Sequence[str]) -> None:
-        self.pruner = pruner
-        self.layers = sorted(layers)
-        # Whether the first batch called every layer once; None before it ended.
-        self._each_once: bool | None = None
-        self._called: list[str] = []
-        self.leaders: dict[str, str] = {}
-        self.tokens: Counter[str] = Counter()
-        self._statistics: dict[str, Tensor] = {}
-        # The tensors themselves are held: a freed one's id could come back as another's.
-        self._seen: dict[int, tuple[str, Tensor]] = {}
-
-    def hook(self, name: str) -> Callable[..., None]:
-        """A forward pre-hook for the layer of that name."""
-
-        def gather(_: nn.Module, args: tuple[Any, ...]) -> None:
-            inputs = args[0]
-            first, _same = self._seen.setdefault(id(inputs), (name, inputs))
-            if self.leaders.setdefault(name, first) == name:
-                rows = inputs.reshape(-1, inputs.shape[-1])
-                self._statistics[name] = self.pruner.gather(self._statistics.get(name), rows)
-                self.tokens[name] += len(rows)
-            self._called.append(name)
-            # The product of the last layer, and what follows it, are of no use here.
-            if self._each_once and len(self._called) == len(self.layers):
-                if sorted(self._called) == self.layers:
-                    raise _AllGathered
-
-        return gather
-
-    def end_batch(self) -> None:
-        """Forget the batch's inputs."""
-        if self._each_once is None:
-            self._each_once = sorted(self._called) == self.layers
-        self._called.clear()
-        self._seen.clear()
-
-    def statistic(self, name: str) -> Tensor:
-        """The statistic of the layer that gathered for this one."""
-        return self._statistics[self.leaders[name]]

@@ -20,8 +20,9 @@ from fedspa.model import decoder_blocks, layer_weights, set_weights
 from fedspa.progress import progress_bar
 from fedspa.report import Method, Report, peak_gpu_memory, peak_memory
 from fedspa.run import federate
+from fedspa.schedule import round_target
 from fedspa.server import BlockAggregation, pack_block
-from fedspa.settings import Settings, round_target
+from fedspa.settings import Settings
 
 METHODS = {
     "l0": "FedSpaLLM",
@@ -71,7 +72,8 @@ def compare(
         statistics_dtype="float32",
     )
     # These send the same messages; all else is pruned once more for the baselines.
-    shared = settings in (alone, replace(alone, aggregation="mean"))
+    plain = replace(alone, aggregation="mean")
+    shared = settings.to_dict() in (alone.to_dict(), plain.to_dict())
     observe = messages.append if baselines and shared else None
     report = federate(model, clients, settings, progress=progress, observe=observe)
     federated: Weights = [layer_weights(block) for block in blocks]
@@ -93,9 +95,8 @@ def compare(
             _write(blocks, dense)
         centralised = _centralised(model, everything, alone, len(clients), progress)
         trials += [_alone(client.name, dense, messages) for client in report.clients]
-        plain_mean = _plain_mean(dense, messages, alone, len(clients))
-        if result.name != plain_mean.name:
-            trials.append(plain_mean)
+        if settings.to_dict() != plain.to_dict():
+            trials.append(_plain_mean(dense, messages, plain, len(clients)))
         trials += [result, centralised]
     pruned = perf_counter()
     methods = _evaluate(model, trials, heldout, progress)
@@ -145,10 +146,16 @@ def method_name(settings: Settings) -> str:
     usual = "synchronous" if settings.aggregation == "statistics" else "one-shot"
     if settings.synchronize_every not in (None, 1):
         parts.append(f"every {settings.synchronize_every} blocks")
-    elif settings.schedule != usual:
-        parts.append(str(settings.schedule))
+    elif settings.walking != usual:
+        parts.append(settings.walking)
     if settings.rounds > 1:
         parts.append(f"{settings.rounds} rounds")
+    if settings.scaling:
+        parts.append("scaled")
+    if settings.participation < 1:
+        parts.append(f"{settings.participation:.0%} present")
+    if settings.dropout:
+        parts.append(f"{settings.dropout:.0%} leaving")
     return ", ".join(parts)
 
 
@@ -169,7 +176,7 @@ def _plain_mean(
     dense: Weights, messages: Sequence[BlockMessage], settings: Settings, clients: int
 ) -> _Trial:
     """The same messages averaged with their zeros, then expanded."""
-    broadcasts = aggregate_again(dense, messages, replace(settings, aggregation="mean"))
+    broadcasts = aggregate_again(dense, messages, settings)
     senders = Counter(message.block for message in messages)
     returned = sum(message.nbytes * senders[message.block] for message in broadcasts)
     layers = [layer for message in broadcasts for layer in message.layers.values()]

@@ -9,7 +9,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from fedspa.settings import Settings, Target
+from fedspa.schedule import Target
+from fedspa.settings import Settings
 from fedspa_kernels import (
     Pruned,
     accumulate_hessian_,
@@ -219,6 +220,11 @@ def additive_kind(pruner: Pruner) -> str:
 
     Raises ValueError where it says of none that it can be added over clients.
     """
+    if not pruner.needs_inputs:
+        raise ValueError(
+            f"settings: aggregation 'statistics' has nothing to add up for {pruner!r}, which needs "
+            f"no data and so no exchange; prune the model once, with any other aggregation"
+        )
     kind = getattr(pruner, "additive", None)
     if kind not in SUMS:
         raise ValueError(

@@ -105,7 +105,7 @@ class LayerResult:
 class ClientResult:
     """One client over the whole run.
 
-    sparsity: share of the weights that it pruned that it set to zero
+    sparsity: share of the weights that it pruned that it set to zero; nan where it pruned none
     blocks:   the decoder blocks that it drew, by round
     loss:     sum of its pruning losses; 0 where the pruner has none
     """
@@ -215,7 +215,9 @@ def _report(record: dict[str, Any]) -> Report:
         **record
         | {
             "unprunable": tuple(record["unprunable"]),
-            "clients": _each(ClientResult, record["clients"], blocks=_nested, loss=float),
+            "clients": _each(
+                ClientResult, record["clients"], blocks=_nested, sparsity=float, loss=float
+            ),
             "layers": _each(LayerResult, record["layers"], shape=tuple, votes=tuple),
             "methods": _each(Method, record["methods"], perplexity=_floats),
             "seconds": _floats(record["seconds"]),

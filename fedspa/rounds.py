@@ -12,7 +12,8 @@ from fedspa import server
 from fedspa.agreement import run_block, walk_again
 from fedspa.batches import choose_batch
 from fedspa.members import Member, Run
-from fedspa.settings import Settings, exchanged_together
+from fedspa.schedule import exchanged_together
+from fedspa.settings import Settings
 from fedspa.walk import embed
 
 
@@ -32,6 +33,9 @@ def draw_blocks(run: Run, round_index: int) -> list[list[int]]:
     until = server.draw_clients(
         len(run.order), blocks, settings.participation, settings.dropout, seed
     )
+    # What a client has not sent when it leaves, it never sends.
+    together = exchanged_together(settings, blocks)
+    until = [there if there == blocks else there // together * together for there in until]
     present = [member for member, there in zip(run.order, until, strict=True) if there]
     counts = block_counts(present, blocks, settings)
     drawn = iter(server.sample_blocks(counts, blocks, seed, settings.every_block))
@@ -74,7 +78,7 @@ def _exchange(run: Run, round_index: int, indices: range) -> None:
         run.progress.block_done(round_index, index)
         if again and ahead:
             for member in run.walked:
-                member.stream.settle()
+                member.stream.trim()
         elif not again and run.block_done is not None:
             run.block_done(round_index, index)
     if again:
@@ -84,6 +88,8 @@ def _exchange(run: Run, round_index: int, indices: range) -> None:
             member.stream.rewind()
         for index in indices:
             walk_again(run, index, indices[-1])
+            for member in run.walked:
+                member.stream.trim()
         if run.block_done is not None:
             run.block_done(round_index, indices[-1])
 
@@ -94,6 +100,9 @@ def embed_all(run: Run) -> None:
         return
     with run.blocks.embedding():
         for member in run.walked:
+            if not member.drawn[-1]:
+                member.stream.hidden.clear()
+                continue
             run.progress.stage("embed", member.name)
             with run.clock.stage("embed"):
                 tokens, batch = member.windows, batch_of(run, member)
@@ -113,6 +122,8 @@ def restore_arguments(run: Run) -> None:
         return
     with run.blocks.embedding():
         for member in run.walked:
+            if not member.drawn[-1]:
+                continue
             tokens, batch = member.windows, batch_of(run, member)
             # The arguments depend on a batch's size alone, and the last may have one of its own.
             for part in (tokens[:batch], tokens[len(tokens) // batch * batch :]):

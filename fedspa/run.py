@@ -3,34 +3,31 @@
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fedspa.accounts import report_of
 from fedspa.blocks import Blocks, HeldBlocks
 from fedspa.clock import StageClock
 from fedspa.data import Client, check_clients, client_names
 from fedspa.loading import Loaded, open_model
 from fedspa.members import Member, Observer, Run
-from fedspa.messages import LayerMessage
 from fedspa.model import (
     check_model,
-    linear_layers,
     longest_window,
-    unprunable_weights,
     vocabulary_size,
-    weight_of,
 )
 from fedspa.output import check_output, complete_folder, result_bytes, write_result
 from fedspa.progress import block_progress
 from fedspa.pruners import additive_kind, make_pruner
 from fedspa.ranks import Ranks, join
-from fedspa.report import ClientResult, Report, machine, peak_gpu_memory, peak_memory, versions
+from fedspa.report import Report
 from fedspa.rounds import draw_blocks, run_round
-from fedspa.settings import Settings, opened_again
+from fedspa.schedule import opened_again
+from fedspa.settings import Settings
 from fedspa.streaming.architecture import Source
 from fedspa.sums import OpenSum, plain_sums
 from fedspa_kernels.arguments import parse_pattern
@@ -191,6 +188,11 @@ def prepare(
             ranks.check_enough(member.samples, f"samples of client {member.name!r}")
             member.tokens = ranks.mine(member.client.tokens)
     pruner = make_pruner(settings)
+    if settings.aggregation != "statistics" and open_sum is not None:
+        raise ValueError(
+            f"federate: open_sum adds up statistics, and aggregation {settings.aggregation!r} "
+            f"sends none; leave it out, or choose aggregation 'statistics'"
+        )
     if settings.aggregation == "statistics":
         additive_kind(pruner)
         if open_sum is not None and ranks.split == "clients":
@@ -254,57 +256,3 @@ def _check_target(clients: Sequence[Client], settings: Settings) -> None:
                 f"client {name!r} has its own sparsity {client.sparsity}, which the pattern "
                 f"{settings.pattern!r} leaves no room for; remove one of the two"
             )
-
-
-def report_of(run: Run, masks: Mapping[str, LayerMessage]) -> Report:
-    """What a run leaves behind, with the accounts of all ranks."""
-    gather_accounts(run)
-    config = getattr(run.model, "config", None)
-    modules = run.blocks.modules
-    prunable = [weight_of(x).numel() for b in modules for x in linear_layers(b).values()]
-    return Report(
-        settings=run.settings.to_dict(),
-        model={
-            "name": Path(getattr(config, "_name_or_path", "")).name or type(run.model).__name__,
-            "type": str(getattr(config, "model_type", "")),
-            "blocks": len(run.blocks),
-            "parameters": sum(p.numel() for p in run.model.parameters()),
-            "prunable": sum(prunable),
-        },
-        unprunable=unprunable_weights(run.model, modules),
-        clients=tuple(_client_result(member) for member in run.members),
-        layers=tuple(run.layers),
-        seconds=run.clock.seconds(),
-        peak_memory=peak_memory(),
-        peak_gpu_memory=peak_gpu_memory(),
-        versions=versions(),
-        machine=machine(),
-        masks=masks,
-    )
-
-
-def gather_accounts(run: Run) -> None:
-    """Give every rank the accounts of the clients that others walked."""
-    if run.ranks.split != "clients":
-        return
-    mine = {m.name: (m.bytes_up, m.pruned, m.weights, m.loss) for m in run.walked}
-    for accounts in run.ranks.gather(mine):
-        for member in run.members:
-            if member.name in accounts:
-                found = accounts[member.name]
-                member.bytes_up, member.pruned, member.weights, member.loss = found
-
-
-def _client_result(member: Member) -> ClientResult:
-    return ClientResult(
-        name=member.name,
-        samples=member.samples,
-        seqlen=member.client.tokens.shape[1],
-        capacity=member.client.capacity,
-        # With sums of statistics clients prune nothing, and one that is never there does not.
-        sparsity=member.pruned / member.weights if member.weights else math.nan,
-        blocks=tuple(member.drawn),
-        bytes_up=member.bytes_up,
-        bytes_down=member.bytes_down,
-        loss=member.loss,
-    )

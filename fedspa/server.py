@@ -11,7 +11,8 @@ from torch import Tensor
 
 from fedspa.messages import BlockMessage, LayerMessage, pack_layer
 from fedspa.ranks import Ranks
-from fedspa.settings import Settings, Target, message_dtype
+from fedspa.schedule import Target, message_dtype
+from fedspa.settings import Settings
 from fedspa_kernels import L0Accumulator, expand_mask
 from fedspa_kernels.checks import together
 
@@ -131,12 +132,12 @@ class BlockAggregation:
         if self.settings.aggregation == "mask":
             self._sums[name].add(dense, layer.mask())
         else:
-            importance = float(samples) if self.settings.weighting == "samples" else 1.0
+            importance = float(samples) if self.settings.weighed == "samples" else 1.0
             self._sums[name].add(layer.weight(), layer.mask(), importance=importance)
 
     def add_other_ranks(self, ranks: Ranks) -> None:
         """Add what the other ranks' clients sent, in place; every rank then has the same sums."""
-        weighted = self.settings.weighting == "samples" and self.settings.aggregation != "mask"
+        weighted = self.settings.weighed == "samples" and self.settings.aggregation != "mask"
         counts = ranks.gather((self.clients, self._samples))
         self.clients = sum(clients for clients, _ in counts)
         self._samples = sum(samples for _, samples in counts)
@@ -185,7 +186,7 @@ class BlockAggregation:
             return dense.clone(memory_format=torch.contiguous_format)
         if self.settings.aggregation == "l0":
             return sums.weight(dense.dtype)
-        divisor = self._samples if self.settings.weighting == "samples" else self.clients
+        divisor = self._samples if self.settings.weighed == "samples" else self.clients
         return (sums.total / divisor).to(dense.dtype)
 
 

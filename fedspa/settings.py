@@ -6,8 +6,6 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any
 
-import torch
-
 from fedspa_kernels.arguments import parse_pattern
 
 AGGREGATIONS = ("l0", "mean", "mask", "statistics")
@@ -43,8 +41,17 @@ class Settings:
     every_block: deal the blocks so that each is drawn by at least one client a round.
     expansion: group within which the mask is expanded to the exact target: "layer" (a whole
         weight matrix), "row" or "column".
-    weighting: "uniform", or "samples" to weigh clients by their calibration samples.
+    scaling: multiply the kept weights by the share of clients that kept them (FedPrLLM); with
+        aggregation "mask" only.
+    weighting: "uniform", or "samples" to weigh clients by their calibration samples. None:
+        "samples" for statistics, whose sums weigh every token alike, and "uniform" for the others.
+    participation: share of the clients that take part in a round, in (0, 1]; at least one does.
+    dropout: probability, in [0, 1), that a client leaves a round before a block that is drawn
+        uniformly; what was exchanged until then counts, and in the next round it is back.
     message_dtype: dtype of the weights in messages; None keeps the model's own.
+    statistics_dtype: dtype of the sums that clients send: "float32", "bfloat16", or "int64" for
+        fixed point, whose sums are exact: the model is then that of pooled data to the bit, whoever
+        holds which window.
     block_size, damping: SparseGPT's columns a block and share of the mean diagonal added to it.
     batch_size: calibration windows in one forward pass; None: by the device (`batches.py`), and 1
         with statistics of int64, which then do not depend on how windows meet in batches.
@@ -80,10 +87,11 @@ class Settings:
         if isinstance(self.pruner, str):
             _check_choice("pruner", self.pruner, PRUNERS)
         _check_choice("aggregation", self.aggregation, AGGREGATIONS)
-        _choose_unset(self)
-        _check_choice("schedule", self.schedule, SCHEDULES)
+        if self.schedule is not None:
+            _check_choice("schedule", self.schedule, SCHEDULES)
         _check_choice("expansion", self.expansion, EXPANSIONS)
-        _check_choice("weighting", self.weighting, WEIGHTINGS)
+        if self.weighting is not None:
+            _check_choice("weighting", self.weighting, WEIGHTINGS)
         _check_choice("ramp", self.ramp, RAMPS)
         if self.message_dtype is not None:
             _check_choice("message_dtype", self.message_dtype, MESSAGE_DTYPES)
@@ -101,36 +109,26 @@ class Settings:
         _check_pattern(self)
         _check_aggregation(self)
 
+    @property
+    def walking(self) -> str:
+        """The schedule, "one-shot" or "synchronous", also where it was left to the aggregation."""
+        return self.schedule or ("synchronous" if self.aggregation == "statistics" else "one-shot")
+
+    @property
+    def weighed(self) -> str:
+        """The weighting, "uniform" or "samples", also where it was left to the aggregation."""
+        return self.weighting or ("samples" if self.aggregation == "statistics" else "uniform")
+
     def to_dict(self) -> dict[str, Any]:
-        """Every setting as plain values, for reports; a pruner object by its description."""
+        """Every setting as plain values, for reports; a pruner object by its description.
+
+        What was left to the aggregation has the value that it comes to.
+        """
         values = {f.name: getattr(self, f.name) for f in fields(self)}
+        values |= {"schedule": self.walking, "weighting": self.weighed}
         if not isinstance(self.pruner, str):
             values["pruner"] = repr(self.pruner)
         return values
-
-
-@dataclass(frozen=True)
-class Target:
-    """What a pruner must reach: a `sparsity`, or a `pattern` "n:m"; exactly one of them is set."""
-
-    sparsity: float | None = None
-    pattern: str | None = None
-
-
-def round_target(settings: Settings, round_index: int, sparsity: float | None = None) -> Target:
-    """The target of one round, counted from 0; `sparsity` replaces the settings' own for a client.
-
-    "cubic" follows Zhu and Gupta 2017, eq. 1, from 0: s_t = s (1 - (1 - t/T)^3), t = 1 .. T.
-    """
-    if settings.pattern is not None:
-        return Target(pattern=settings.pattern)
-    final = settings.sparsity if sparsity is None else sparsity
-    assert final is not None
-    progress = (round_index + 1) / settings.rounds
-    if settings.ramp == "constant" or progress == 1:
-        return Target(sparsity=final)
-    share = progress if settings.ramp == "linear" else 1 - (1 - progress) ** 3
-    return Target(sparsity=final * share)
 
 
 def _check_target(sparsity: float | None, pattern: str | None) -> None:
@@ -161,35 +159,6 @@ def is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def message_dtype(settings: Settings) -> torch.dtype | None:
-    """The dtype of weights in messages; None keeps the model's own."""
-    return None if settings.message_dtype is None else getattr(torch, settings.message_dtype)
-
-
-def exchanged_together(settings: Settings, blocks: int) -> int:
-    """How many decoder blocks are exchanged at a time: 1 block by block, all of them once."""
-    if settings.schedule == "one-shot":
-        return blocks
-    return min(settings.synchronize_every or 1, blocks)
-
-
-def opened_again(settings: Settings, blocks: int) -> bool:
-    """Whether a run opens a block again after the clients have agreed on it."""
-    return settings.rounds > 1 or 1 < exchanged_together(settings, blocks) < blocks
-
-
-def _choose_unset(settings: Settings) -> None:
-    """Give what was left at None the value that suits the aggregation."""
-    sums = settings.aggregation == "statistics"
-    for name, of_sums, otherwise in (
-        ("schedule", "synchronous", "one-shot"),
-        ("weighting", "samples", "uniform"),
-    ):
-        if getattr(settings, name) is None:
-            # The only way to complete a frozen dataclass.
-            object.__setattr__(settings, name, of_sums if sums else otherwise)
-
-
 def _check_shares(settings: Settings) -> None:
     share, leaving = settings.participation, settings.dropout
     if not is_number(share) or not 0 < share <= 1:
@@ -210,7 +179,7 @@ def _check_shares(settings: Settings) -> None:
 
 
 def _check_aggregation(settings: Settings) -> None:
-    if settings.synchronize_every is not None and settings.schedule == "one-shot":
+    if settings.synchronize_every is not None and settings.walking == "one-shot":
         raise ValueError(
             f"settings: synchronize_every {settings.synchronize_every} needs schedule "
             f"'synchronous'; 'one-shot' exchanges all blocks at once"
@@ -234,7 +203,7 @@ def _check_aggregation(settings: Settings) -> None:
             "which needs no data and no exchange: prune the model once, with any aggregation and "
             "one client; or choose wanda or sparsegpt"
         )
-    if settings.weighting != "samples":
+    if settings.weighed != "samples":
         raise ValueError(
             f"settings: weighting {settings.weighting!r} has no meaning with aggregation "
             f"'statistics', whose sums weigh every token alike; leave it out"

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from math import prod
 
 import torch
 from torch import Tensor
 
-from fedspa.client import Calibration, shared_inputs
+from fedspa.calibration import Calibration, shared_inputs
 from fedspa.messages import StatisticMessage, StatisticsMessage
 from fedspa.ranks import Ranks
-from fedspa.sums import OpenSum, PlainSum, Sum, from_fixed
+from fedspa.sums import ROOM, OpenSum, PlainSum, Sum, from_fixed
 from fedspa.triangle import pack_triangle, triangle_diagonal, triangle_size, unpack_triangle
 from fedspa_kernels.checks import refuse, together
 
@@ -43,14 +44,19 @@ class BlockStatistics:
         self._place = (round_index, block)
         self._expected = tuple(clients)
         self._open_sum = open_sum
+        self._senders: set[str] = set()
         self._sums: dict[tuple[str, ...], Sum] = {}
         self._shapes: dict[tuple[str, ...], tuple[int, ...]] = {}
 
     @torch.no_grad()
     def message(self, client: str, samples: int, found: Calibration) -> StatisticsMessage:
-        """What a client sends of what it gathered; nothing of it is added yet."""
+        """What a client sends of what it gathered; nothing of it is added yet.
+
+        Of layers that none of its tokens reached (an expert's) it sends nothing.
+        """
         sent = []
-        for names in shared_inputs(list(self._weights), found.statistics):
+        reached = [name for name in self._weights if name in found.statistics]
+        for names in shared_inputs(reached, found.statistics):
             statistic = found.statistics[names[0]]
             values = pack_triangle(statistic) if self._kind == "hessian" else statistic.flatten()
             key = tuple(names)
@@ -63,15 +69,17 @@ class BlockStatistics:
     def add(self, message: StatisticsMessage) -> None:
         """Add what one client sent.
 
-        Raises ValueError, the sums then being as before, where its layers or shapes are not this
-        block's or not those of the clients before it, it has counted no token, or its numbers are
-        not finite or negative where squares are summed.
+        Raises ValueError, the sums then being as before, where it is of another block or of nobody
+        who was expected, or comes a second time; where its layers or shapes are not this block's or
+        not those of the clients before it; where it has counted no token; or where its numbers are
+        not finite, or negative where squares are summed.
         """
         with together():
             self._check(message)
         for statistic in message.statistics:
             self._sum(statistic.layers).add(message.sender, statistic.values)
             self._shapes[statistic.layers] = statistic.shape
+        self._senders.add(message.sender)
         self.clients += 1
         self.samples += message.samples
 
@@ -82,6 +90,7 @@ class BlockStatistics:
         self.samples = sum(samples for _, samples, _ in described)
         device = next(iter(self._weights.values())).device
         every = {key: of for _, _, shapes in described for key, of in shapes.items()}
+        self._check_groups(every, "other ranks' clients")
         for key, (shape, numbers, dtype) in every.items():
             total = torch.zeros(numbers, device=device, dtype=dtype)
             if key in self._shapes:
@@ -95,14 +104,17 @@ class BlockStatistics:
     def statistics(self) -> dict[str, Tensor]:
         """The statistic of every layer as the pruner gathers it; layers of one input share it.
 
-        Raises ValueError where no client was added, or a total is not finite or negative.
+        The sums are let go. Raises ValueError where no client was added, where nobody's tokens
+        reached a layer, or a total is not finite or negative; and where a client is missing whose
+        part a sum that cannot be read needs.
         """
         if not self.clients:
             raise ValueError("no client sent statistics of this block, so it cannot be pruned")
+        self._check_complete()
         found: dict[str, Tensor] = {}
         with together():
             for key, shape in self._shapes.items():
-                total = self._sums[key].total()
+                total = self._sums.pop(key).total()
                 self._check_values(f"the sum over {self.clients} clients", key, shape, total)
                 total = from_fixed(total)
                 whole = self._kind == "hessian"
@@ -121,10 +133,41 @@ class BlockStatistics:
         totals = {key: self._sums[key].total() for key in self._shapes}
         return {key: (self._shapes[key], t.numel(), t.dtype) for key, t in totals.items()}
 
+    def _check_complete(self) -> None:
+        reached = {name for key in self._shapes for name in key}
+        missed = [name for name in self._weights if name not in reached]
+        if missed:
+            raise ValueError(
+                f"block {self._place[1]}, layer {' and '.join(missed)}: no calibration token of "
+                f"any client reached it; add samples"
+            )
+        missing = [name for name in self._expected if name not in self._senders]
+        if missing and not all(sums.readable for sums in self._sums.values()):
+            raise ValueError(
+                f"block {self._place[1]}: {', '.join(map(repr, missing))} did not send their part "
+                f"of a sum that cannot be read without it; begin this block again without them"
+            )
+
+    def _check_place(self, message: StatisticsMessage) -> None:
+        sender = message.sender
+        if (message.round, message.block) != self._place:
+            raise ValueError(
+                f"{sender!r} sent statistics of round {message.round}, block {message.block}, and "
+                f"these are the sums of round {self._place[0]}, block {self._place[1]}"
+            )
+        if sender in self._senders:
+            raise ValueError(f"{sender!r} sent its statistics of block {message.block} twice")
+        if sender not in self._expected:
+            raise ValueError(
+                f"{sender!r} sent statistics of block {message.block}, which was asked of "
+                f"{', '.join(map(repr, self._expected))}"
+            )
+
     def _check(self, message: StatisticsMessage) -> None:
         sender, block = message.sender, message.block
+        self._check_place(message)
         layers = [name for statistic in message.statistics for name in statistic.layers]
-        if sorted(layers) != sorted(self._weights):
+        if not layers or len(set(layers)) < len(layers) or not set(layers) <= set(self._weights):
             raise ValueError(
                 f"{sender!r} sent statistics of layers {sorted(layers)} for block {block}, which "
                 f"has {sorted(self._weights)}"
@@ -138,11 +181,14 @@ class BlockStatistics:
                 )
             self._check_shape(which, statistic)
         groups = {statistic.layers: statistic.shape for statistic in message.statistics}
-        if self._shapes and groups != self._shapes:
-            raise ValueError(
-                f"{sender!r} sent statistics {groups} for block {block}, the clients before it "
-                f"sent {self._shapes}; all clients must run the same model and pruner"
-            )
+        self._check_groups({**self._shapes, **groups})
+        for key, shape in groups.items():
+            if self._shapes.get(key, shape) != shape:
+                raise ValueError(
+                    f"{sender!r}, block {block}, layer {' and '.join(key)}: its statistic has "
+                    f"shape {shape}, those of the clients before it {self._shapes[key]}; all "
+                    f"clients must run the same model and pruner"
+                )
         for statistic in message.statistics:
             if self._sum(statistic.layers).readable:
                 self._check_values(sender, statistic.layers, statistic.shape, statistic.values)
@@ -153,7 +199,7 @@ class BlockStatistics:
             "hessian": ((cols, cols), triangle_size(cols)),
             "squares": ((cols,), cols),
         }
-        shape, numbers = wanted.get(self._kind, (statistic.shape, statistic.values.numel()))
+        shape, numbers = wanted.get(self._kind, (statistic.shape, prod(statistic.shape)))
         if statistic.shape != shape:
             raise ValueError(
                 f"{which}: its statistic has shape {statistic.shape}, and the layer's {cols} "
@@ -172,19 +218,36 @@ class BlockStatistics:
         """Refuse numbers that cannot be sums; NaN goes through both extremes."""
         which = f"{who}, block {self._place[1]}, layer {' and '.join(layers)}"
         least, most = values.aminmax()
-        refuse(~(least.isfinite() & most.isfinite()), partial(_explain_infinite, which))
+        # Whole numbers are finite, but must leave room for those of the others.
+        finite = least.isfinite() & most.isfinite() & (least > -ROOM) & (most < ROOM)
+        refuse(~finite, partial(_explain_infinite, which))
         if self._kind == "hessian":
             least = triangle_diagonal(values, shape[0]).amin()
         if self._kind != "sums":
             refuse(least < 0, partial(_explain_negative, which, least))
 
+    def _check_groups(
+        self, groups: Mapping[tuple[str, ...], object], others: str = "the clients before it"
+    ) -> None:
+        """Refuse groups of layers that overlap, which clients of one model do not have."""
+        names = [name for key in groups for name in key]
+        if len(set(names)) < len(names):
+            raise ValueError(
+                f"block {self._place[1]}: some clients send one statistic for layers for which "
+                f"{others} send several: {sorted(groups)}; all clients must run the same model and "
+                f"pruner"
+            )
+
 
 def _explain_infinite(which: str) -> None:
-    raise ValueError(f"{which}: its statistics are NaN or infinite; leave this client out")
+    raise ValueError(
+        f"{which}: statistics are NaN, infinite or too large to be added; check the text, or leave "
+        f"out who sent them"
+    )
 
 
 def _explain_negative(which: str, least: Tensor) -> None:
     raise ValueError(
-        f"{which}: its sums of squares go down to {float(least):.3g}, and no sum of squares is "
-        f"negative; leave this client out"
+        f"{which}: sums of squares go down to {float(from_fixed(least)):.3g}, and no sum of "
+        f"squares is negative; leave out who sent them"
     )

@@ -13,13 +13,19 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from fedspa.pruners import Pruner
+from fedspa.pruners import Pruner, additive_kind
 from fedspa_kernels import Pruned
 from fedspa_kernels.checks import refuse
 
-# Fixed point: 24 bits behind the point, and room to add 512 batches of the largest numbers.
+# Fixed point: 24 bits behind the point. A sum over all clients stays below 2^62, so that nothing
+# wraps around; LIMIT is the largest number of one batch.
 ONE = 2.0**24
+ROOM = 2.0**62
 LIMIT = 2.0**30
+# The least that squares of one batch must come to on the mean: rounding is then 0.2 % of it.
+COARSEST = 256 / ONE
+# Rows that are rounded at a time, so that nothing of a hessian's size is written beside it.
+PANEL = 256
 
 
 class Sum(Protocol):
@@ -90,31 +96,68 @@ class FixedPoint:
 
     Each batch is rounded once. A sum then does not depend on the order of its batches nor on who
     holds which of them, so that the pruned model is that of the pooled data to the bit.
+
+    clients: how many are added up.
     """
 
     pruner: Pruner
+    clients: int = 1
     needs_inputs: bool = True
 
     def gather(self, statistic: Tensor | None, inputs: Tensor) -> Tensor:
         """Add a batch (tokens, cols) to a statistic of int64.
 
-        Raises ValueError where a number does not fit, NaN and infinity included.
+        Raises ValueError where a number does not fit, NaN and infinity included, where the sum
+        leaves no room for the other clients, or where squares are too small to be rounded.
         """
         found = self.pruner.gather(None, inputs)
         largest = found.abs().amax()
         refuse(~(largest < LIMIT), partial(_explain_overflow, largest))
-        whole = (found.double() * ONE).round_().long()
-        return whole if statistic is None else statistic.add_(whole)
+        squares = squares_of(found, additive_kind(self.pruner))
+        if squares is not None:
+            mean = squares.sum() / squares.count_nonzero().clamp(min=1)
+            refuse((mean > 0) & (mean < COARSEST), partial(_explain_coarse, mean))
+        if statistic is None:
+            statistic = torch.zeros_like(found, dtype=torch.int64)
+        for sums, part in zip(statistic.split(PANEL), found.split(PANEL), strict=True):
+            sums += (part.double() * ONE).round_().long()
+        # No entry of a hessian is larger than the largest of its diagonal.
+        most = statistic if squares is None else squares_of(statistic, additive_kind(self.pruner))
+        assert most is not None
+        largest = most.abs().amax()
+        refuse(largest >= ROOM / self.clients, partial(_explain_full, largest, self.clients))
+        return statistic
 
     def prune(self, *_: Any) -> Pruned:
         """Nobody prunes with numbers in fixed point."""
         raise NotImplementedError("fixed point is for sums; unpack them, and prune with those")
 
 
+def squares_of(values: Tensor, kind: str) -> Tensor | None:
+    """What are sums of squares in a statistic of that kind, or None where nothing need be."""
+    if kind == "hessian":
+        return values.diagonal()
+    return values if kind == "squares" else None
+
+
+def _explain_coarse(mean: Tensor) -> None:
+    raise ValueError(
+        f"sums of squares of {float(mean):.3g} on the mean in one batch are too small for fixed "
+        f"point, whose steps are {1 / ONE:.3g}; use statistics_dtype float32"
+    )
+
+
+def _explain_full(largest: Tensor, clients: int) -> None:
+    raise ValueError(
+        f"statistics of {float(largest) / ONE:.3g} leave no room in fixed point for those of "
+        f"{clients} clients; use fewer windows, or statistics_dtype float32"
+    )
+
+
 def _explain_overflow(largest: Tensor) -> None:
     raise ValueError(
         f"statistics of magnitude {float(largest):.3g} in one batch do not fit into fixed point, "
-        f"which ends at {LIMIT:.3g}; check the text, or use statistics_dtype float32"
+        f"which takes up to {LIMIT:.3g}; check the text, or use statistics_dtype float32"
     )
 
 

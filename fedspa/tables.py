@@ -60,7 +60,7 @@ def client_rows(clients: Sequence[ClientResult]) -> list[list[str]]:
             f"{client.seqlen:,}",
             f"{client.capacity:g}",
             blocks_text(client.blocks),
-            f"{100 * client.sparsity:.4f}",
+            "–" if math.isnan(client.sparsity) else f"{100 * client.sparsity:.4f}",
             megabytes(client.bytes_up),
             megabytes(client.bytes_down),
             loss_text(client.loss),

@@ -53,10 +53,10 @@ class Stream:
         else:
             self.hidden.mark()
 
-    def settle(self) -> None:
-        """Remove files of hidden states that are neither these nor marked."""
+    def trim(self) -> None:
+        """Remove files of hidden states that are neither these nor were marked last."""
         if not isinstance(self.hidden, list):
-            self.hidden.settle()
+            self.hidden.trim()
 
     def rewind(self) -> None:
         """Go back to the hidden states that were marked, and keep them no longer."""

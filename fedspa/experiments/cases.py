@@ -133,11 +133,11 @@ class Case:
         if self.kind == "federated":
             ours = self.federation()
             if (
-                ours.schedule != "one-shot"
+                ours.walking != "one-shot"
                 or ours.rounds > 1
                 or ours.aggregation not in ("l0", "mean", "mask")
-                or getattr(ours, "participation", 1.0) < 1
-                or getattr(ours, "dropout", 0.0) > 0
+                or ours.participation < 1
+                or ours.dropout > 0
             ):
                 return None
         elif self.kind != "standalone":

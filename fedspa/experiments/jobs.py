@@ -22,7 +22,7 @@ from fedspa.machine import machine, peak_memory, versions
 from fedspa.messages import BlockMessage
 from fedspa.report import Method
 from fedspa.run import federate
-from fedspa.settings import exchanged_together
+from fedspa.schedule import exchanged_together
 
 
 @dataclass(frozen=True)

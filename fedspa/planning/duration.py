@@ -9,6 +9,7 @@ from fedspa.planning.flight import Flight
 from fedspa.planning.job import Job
 from fedspa.planning.memory import STAGES
 from fedspa.planning.rates import Rates, gathering_work, pruning_work
+from fedspa.planning.traffic import statistic_numbers
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,13 @@ def _block(job: Job, kind: Kind, flight: Flight, rates: Rates) -> dict[str, floa
     # Ranks that share statistics share the groups out among them.
     shared = job.split == "samples" or job.sums_statistics
     pruned = max(max(work), sum(work) / job.ranks) if shared else sum(work)
-    times = 1 if job.sums_statistics else clients
+    times, statistics = clients, 0
+    if job.sums_statistics:
+        # Packed, added and unpacked: a number takes about as long as a weight does.
+        times, statistics = 1, clients * statistic_numbers(flight.groups, job)
     seconds = {
         "prune": times * pruned / rates.prune,
-        "aggregate": times * prunable / rates.add + prunable / rates.agree,
+        "aggregate": (times * prunable + statistics) / rates.add + prunable / rates.agree,
     }
     if job.needs_inputs:
         gathered = gather / rates.gather

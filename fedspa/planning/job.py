@@ -11,7 +11,8 @@ import torch
 from fedspa.batches import TOKENS, tokens_that_fit
 from fedspa.planning.architecture import Architecture
 from fedspa.planning.flight import Flight, fly
-from fedspa.settings import Settings, exchanged_together, message_dtype
+from fedspa.schedule import exchanged_together, goes_back, message_dtype
+from fedspa.settings import Settings
 
 ACTIVATIONS = ("auto", "gpu", "host", "disk")
 SPLITS = ("samples", "clients")
@@ -122,7 +123,12 @@ class Job:
         if not self.needs_inputs:
             return 0
         tokens = self.clients_here * self.samples_here * self.seqlen
-        return tokens * self.architecture.width * self.element * (2 if self.goes_back else 1)
+        return tokens * self.architecture.width * self.element
+
+    @property
+    def held_hidden(self) -> int:
+        """Bytes of those that are held at once: twice as many where clients go back."""
+        return self.hidden * (2 if self.goes_back else 1)
 
     @property
     def statistic_square(self) -> bool:
@@ -153,7 +159,7 @@ class Job:
     @property
     def goes_back(self) -> bool:
         """Whether clients walk blocks once more when they were agreed on."""
-        return 1 < self.exchanged < self.architecture.block_count
+        return goes_back(self.settings, self.architecture.block_count)
 
     @property
     def walks(self) -> float:

@@ -132,7 +132,7 @@ def _hidden_there(job: Job, flight: Flight, placement: str) -> int:
     if not job.needs_inputs:
         return 0
     if _in_place(job, placement):
-        return job.hidden + flight.hidden
+        return job.held_hidden + flight.hidden
     return min(2 * flight.hidden, job.hidden)
 
 
@@ -150,23 +150,26 @@ def _place(job: Job, placement: str, tensors: int, disk: int) -> Need:
         return Need(0, job.ranks * (host + tensors), disk)
     host += CONTEXT_HOST + 2 * job.flights[0].hidden
     if placement == "host":
-        host += job.hidden
+        host += job.held_hidden
     return Need(tensors, job.ranks * host, disk)
 
 
 def _disk(job: Job) -> dict[str, int]:
     """Bytes in the output's folder while each stage runs, shards and what a killed run leaves.
 
-    Hidden states of two generations: the former is removed when the state names the later.
+    Hidden states of two generations: the former is removed when the state names the later. Where
+    clients go back, those that they go back to as well, and the weights that they walk through.
     """
     written = job.architecture.nbytes
+    if job.goes_back:
+        written += sum(kind.count * kind.prunable for kind in job.architecture.kinds) * job.element
     hidden = job.hidden * job.ranks
     masks = sum(
         k.count * x.rows * ceil(x.cols / 8) for k in job.architecture.kinds for x in k.layers
     )
     stages = dict.fromkeys(STAGES, written + hidden + masks)
     stages["embed"] = written + hidden
-    stages["propagate"] = written + 2 * hidden + masks
+    stages["propagate"] = written + (3 if job.goes_back else 2) * hidden + masks
     # The masks of all blocks are merged into one file.
     stages["write"] = written + hidden + 2 * masks
     return stages

@@ -16,7 +16,7 @@ from fedspa.messages import pack_layer
 from fedspa.planning.architecture import Layer
 from fedspa.planning.job import Job
 from fedspa.pruners import SharingPruner, make_pruner
-from fedspa.settings import round_target
+from fedspa.schedule import round_target
 from fedspa_kernels import L0Accumulator, accumulate_hessian_, expand_mask
 
 # Of the matrices that are measured with, and of the file: some seconds altogether.

@@ -84,7 +84,7 @@ def pruned(layer: Layer, job: Job) -> int:
 
 def sums(layers: Sequence[Layer], job: Job) -> int:
     """The server's: a float32 total and int32 votes, and float32 importances where they differ."""
-    weighted = job.settings.weighting == "samples" and job.settings.aggregation in ("l0", "mean")
+    weighted = job.settings.weighed == "samples" and job.settings.aggregation in ("l0", "mean")
     each = FLOAT * (3 if weighted and job.samples > 1 else 2)
     return each * sum(layer.numel for layer in layers)
 

@@ -80,6 +80,8 @@ class Hidden:
         self._copied: torch.cuda.Event | None = None
         self._current = self._generation(0)
         self._marked: _Generation | None = None
+        # Of the generation that was marked last; a committed state may name its file.
+        self._last_mark: int | None = None
 
     def __len__(self) -> int:
         return len(self._current.batches)
@@ -131,7 +133,7 @@ class Hidden:
 
     def mark(self) -> None:
         """Keep this generation, whatever replaces it, until `rewind`."""
-        self._marked = self._current
+        self._marked, self._last_mark = self._current, self._current.number
 
     def rewind(self) -> None:
         """Go back to the generation that was marked, and keep it no longer."""
@@ -183,11 +185,16 @@ class Hidden:
         self._current = found
 
     def settle(self) -> None:
-        """Remove the files of other generations than this one and a marked one.
+        """Remove the files of all other generations: a state that names this one is committed."""
+        self._last_mark = None
+        self._remove({self._current.number})
 
-        A state that names this one, or the marked one, is committed.
+    def trim(self) -> None:
+        """Remove the files of all generations but this one, and the one that was marked last.
+
+        That is the one which the committed state names, until `settle`.
         """
-        marked = () if self._marked is None else (self._marked.number,)
+        marked = () if self._last_mark is None else (self._last_mark,)
         self._remove({self._current.number, *marked})
 
     def clear(self) -> None:
@@ -195,7 +202,7 @@ class Hidden:
         if self._current.file is not None:
             self._current.file.close()
         self._current = self._generation(self._current.number + 1)
-        self._marked = None
+        self._marked = self._last_mark = None
         self._remove(set())
 
     def _generation(self, number: int) -> _Generation:

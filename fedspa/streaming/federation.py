@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fedspa.accounts import gather_accounts, report_of
 from fedspa.data import Client
 from fedspa.members import Member, Observer, Run, goes_on
 from fedspa.model import decoder_blocks
@@ -17,8 +18,9 @@ from fedspa.output import MASKS_FILE, REPORT_BYTES, StoredMasks, check_output, w
 from fedspa.ranks import Ranks
 from fedspa.report import Report
 from fedspa.rounds import batch_of, restore_arguments
-from fedspa.run import Surroundings, gather_accounts, prepare, report_of, walk
-from fedspa.settings import Settings, opened_again
+from fedspa.run import Surroundings, prepare, walk
+from fedspa.schedule import opened_again
+from fedspa.settings import Settings
 from fedspa.streaming import journal
 from fedspa.streaming.activations import Hidden
 from fedspa.streaming.architecture import Source

@@ -11,7 +11,7 @@ import torch
 from fedspa.machine import memory_free
 from fedspa.members import Run
 from fedspa.model import linear_layers, weight_of
-from fedspa.settings import opened_again
+from fedspa.schedule import goes_back, opened_again
 from fedspa.streaming.architecture import Source
 from fedspa.streaming.placement import FILES, choose_placement
 from fedspa.streaming.shards import output_bytes
@@ -30,9 +30,8 @@ def choose_place(wanted: str, run: Run, dtype: torch.dtype, folder: Path) -> str
     elif host_free:
         host_free = _beside(work, host_free, "main memory")
     disk_free = shutil.disk_usage(folder).free
-    return choose_placement(
-        wanted, hidden_bytes(run, dtype), device, gpu_free, host_free, disk_free
-    )
+    hidden = held_versions(run) * hidden_bytes(run, dtype)
+    return choose_placement(wanted, hidden, device, gpu_free, host_free, disk_free)
 
 
 def _beside(work: int, free: int, what: str) -> int:
@@ -56,15 +55,26 @@ def hidden_bytes(run: Run, dtype: torch.dtype) -> int:
     return tokens * width * dtype.itemsize
 
 
+def held_versions(run: Run) -> int:
+    """Hidden states that are held at once: two where clients go back to walk blocks once more."""
+    return 2 if goes_back(run.settings, len(run.blocks)) else 1
+
+
 def block_work(run: Run) -> int:
     """About what one block takes where it is computed: weights, sums, statistics and factors."""
     blocks = [linear_layers(block).values() for block in run.blocks.modules]
     weights = max(sum(weight_of(layer).numel() for layer in layers) for layers in blocks)
     widest = max(weight_of(layer).shape[1] for layers in blocks for layer in layers)
     square = run.settings.pruner == "sparsegpt"
+    statistics = 4 * 4
+    if run.settings.aggregation == "statistics":
+        # Triangles of the sum and of a message; in fixed point all of these take twice as much.
+        statistics += 2 * 4
+        if run.settings.statistics_dtype == "int64":
+            statistics *= 2
     # Bytes a weight: itself, a client's and the message's, at most 4 each; the sum and the votes, 4
     # each; two masks. Of a statistic its matrix, the factor and what that is made with.
-    return weights * (3 * 4 + 2 * 4 + 2) + square * 4 * 4 * widest**2
+    return weights * (3 * 4 + 2 * 4 + 2) + square * statistics * widest**2
 
 
 def disk_bytes(run: Run, source: Source) -> int:
@@ -74,6 +84,7 @@ def disk_bytes(run: Run, source: Source) -> int:
     journaled = 0
     if opened_again(run.settings, len(run.blocks)):
         journaled = sum(weight.numel() for weight in layers) * source.dtype.itemsize
-    hidden = FILES * hidden_bytes(run, source.dtype) * run.ranks.size
+    files = FILES + held_versions(run) - 1
+    hidden = files * hidden_bytes(run, source.dtype) * run.ranks.size
     # The masks of single blocks are merged into one file at the end.
     return output_bytes(source.checkpoint, source.written) + 2 * masks + journaled + hidden

@@ -44,6 +44,17 @@ RUNS = {
     "magnitude": ("float32", {**L0, "pruner": "magnitude"}),
     "mask": ("float32", {**L0, "pruner": "sparsegpt", "aggregation": "mask"}),
     "statistics": ("float32", {**L0, "pruner": "sparsegpt", "aggregation": "statistics"}),
+    "exchanges": (
+        "float32",
+        {
+            "sparsity": 0.5,
+            "pruner": "wanda",
+            "aggregation": "statistics",
+            "statistics_dtype": "int64",
+            "schedule": "synchronous",
+            "synchronize_every": 2,
+        },
+    ),
     "statistics-of-some": (
         "float32",
         {

@@ -91,7 +91,7 @@ def test_fedprllms_grid_is_the_published_one():
     assert len(votes) == 36 and {case.target for case in votes} == {0.5, 0.6, 0.7}
     federations = [case.federation() for case in votes]
     assert all(settings.pruner == "wanda" for settings in federations)
-    variants = {(s.expansion, s.scaling, s.schedule) for s in federations}
+    variants = {(s.expansion, s.scaling, s.walking) for s in federations}
     assert variants == {
         (group, scaling, schedule)
         for group in ("layer", "row", "column")

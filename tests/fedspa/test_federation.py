@@ -9,11 +9,12 @@ from small_models import LENGTH, make_clients, make_model
 
 from fedspa import Client, Settings, federate
 from fedspa.batches import choose_batch
-from fedspa.client import BlockTask, calibrate, prune
+from fedspa.calibration import BlockTask, calibrate
+from fedspa.client import prune
 from fedspa.compare import compare
 from fedspa.model import decoder_blocks, layer_weights, linear_layers, weight_of
 from fedspa.pruners import make_pruner
-from fedspa.settings import Target, round_target
+from fedspa.schedule import Target, round_target
 from fedspa.walk import embed, run_block
 
 HALF = Settings(sparsity=0.5)

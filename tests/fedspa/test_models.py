@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, MixtralConfig
 
 from fedspa import Settings, federate
-from fedspa.client import BlockTask, calibrate
+from fedspa.calibration import BlockTask, calibrate
 from fedspa.model import (
     block_names,
     decoder_blocks,
@@ -18,7 +18,7 @@ from fedspa.model import (
     weight_of,
 )
 from fedspa.pruners import SparseGPT
-from fedspa.settings import Target
+from fedspa.schedule import Target
 from fedspa.walk import Stream, embed, run_block
 
 # Linear layers in one block of each architecture, counted in the papers' own figures.

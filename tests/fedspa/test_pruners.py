@@ -6,9 +6,9 @@ from small_models import make_clients, make_model
 from torch import nn
 
 from fedspa import Settings, federate
-from fedspa.client import BlockTask, calibrate
+from fedspa.calibration import BlockTask, calibrate
 from fedspa.pruners import SparseGPT, Wanda
-from fedspa.settings import Target
+from fedspa.schedule import Target
 from fedspa.walk import Stream
 
 

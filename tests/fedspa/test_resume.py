@@ -281,6 +281,39 @@ def test_an_interruption_at_every_message_costs_no_bit(
     assert not [name for name in names_beside(out) if name.startswith(".")]
 
 
+def test_an_interruption_within_the_last_blocks_that_are_exchanged_together_costs_no_bit(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(os, "fsync", lambda file: None)
+    dense = tmp_path / "dense"
+    make_model(layers=5).save_pretrained(dense, max_shard_size="20KB")
+    settings = {"sparsity": 0.5, "schedule": "synchronous", "synchronize_every": 3}
+    whole = stop_at(0)
+    prune(dense, tmp_path / "whole", settings, observe=whole)
+    wanted = result_of(tmp_path / "whole")
+    for number in range(6, len(whole.seen) + 1):
+        out = tmp_path / f"stopped-{number}"
+        with pytest.raises(Interrupted):
+            prune(dense, out, settings, activations="disk", observe=stop_at(number))
+        prune(dense, out, settings, activations="host")
+        assert_same(result_of(out), wanted)
+
+
+def test_hidden_states_take_three_files_at_most_where_clients_go_back(dense, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda file: None)
+    model = tmp_path / "model"
+    make_model(layers=6).save_pretrained(model, max_shard_size="20KB")
+    settings = {"sparsity": 0.5, "schedule": "synchronous", "synchronize_every": 5}
+    most = []
+
+    def count(message):
+        files = [p.name for p in (tmp_path / ".out.state").glob("hidden-000-*")]
+        most.append(len(files))
+
+    prune(model, tmp_path / "out", settings, activations="disk", observe=count)
+    assert 1 < max(most) <= 3
+
+
 def test_an_interruption_in_every_call_ends_in_the_same_bytes(
     dense, expected, tmp_path, monkeypatch
 ):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from fedspa.messages import BlockMessage, pack_layer
+from fedspa.schedule import Target
 from fedspa.server import (
     PART,
     BlockAggregation,
@@ -12,7 +13,7 @@ from fedspa.server import (
     received_weights,
     sample_blocks,
 )
-from fedspa.settings import Settings, Target
+from fedspa.settings import Settings
 
 DENSE = torch.tensor([[10.0, 20.0, 30.0, 40.0]])
 # Three clients: what each holds after its own pruning.

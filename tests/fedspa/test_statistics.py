@@ -8,18 +8,21 @@ import torch
 from small_models import ARCHITECTURES, make_clients, make_model
 
 from fedspa import Client, Settings, federate
-from fedspa.client import Calibration
+from fedspa.calibration import Calibration
 from fedspa.data import pool
 from fedspa.messages import StatisticMessage, StatisticsMessage
 from fedspa.model import decoder_blocks, layer_weights
-from fedspa.pruners import make_pruner
-from fedspa.settings import exchanged_together
+from fedspa.pruners import Magnitude, make_pruner
+from fedspa.report import Report, write_html
+from fedspa.schedule import exchanged_together
 from fedspa.statistics import BlockStatistics
 from fedspa.sums import LIMIT, FixedPoint, PlainSum, plain_sums
+from fedspa.tables import client_rows
 from fedspa.triangle import pack_triangle, triangle_diagonal, triangle_size, unpack_triangle
 from fedspa_kernels import wanda_prune
 
 SUMS = Settings(sparsity=0.6, aggregation="statistics")
+EXACT = replace(SUMS, statistics_dtype="int64")
 # Of float32 sums in another order, a few layers on: relative to the largest weight.
 ROUNDING = 1e-4
 
@@ -38,7 +41,7 @@ def run(clients, settings, layers=2, name="llama", **more):
 
 def pooled(clients, settings, **more):
     """Centralised pruning of all clients' data."""
-    own = replace(settings, aggregation="l0", weighting="uniform", statistics_dtype="float32")
+    own = replace(settings, aggregation="l0", schedule=settings.walking, statistics_dtype="float32")
     return run([pool(clients)], own, **more)
 
 
@@ -178,6 +181,55 @@ def test_a_blocks_sum_is_over_the_clients_that_sent_it():
             assert all(torch.equal(weights[name], expected[name]) for name in mine)
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"rounds": 3, "ramp": "cubic"},
+        {"rounds": 2, "ramp": "linear", "block_size": 16, "schedule": "one-shot"},
+        {"rounds": 2, "sparsity": None, "pattern": "2:4"},
+        {"rounds": 2, "ramp": "linear", "pruner": "wanda", "synchronize_every": 2},
+    ],
+)
+def test_rounds_and_ramps_are_those_of_pooled_data(more):
+    settings = replace(EXACT, **more)
+    clients = make_clients(3)
+    found, report = run(clients, settings, layers=3)
+    expected, other = run([pool(clients)], settings, layers=3)
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+    assert [layer.sparsity for layer in report.layers] == [s.sparsity for s in other.layers]
+
+
+def test_a_round_in_which_everybody_left_prunes_nothing_and_can_be_told():
+    settings = replace(SUMS, dropout=0.99, seed=0, schedule="one-shot")
+    weights, report = run(make_clients(2), settings)
+    dense = run(make_clients(2), replace(SUMS, sparsity=0.0))[0]
+    assert all(torch.equal(weights[name], dense[name]) for name in dense)
+    assert report.layers == () and report.sparsity == 0
+    assert [client.blocks for client in report.clients] == [((),), ((),)]
+
+
+def test_what_is_exchanged_together_is_sent_whole_or_not_at_all():
+    settings = replace(SUMS, dropout=0.9, seed=1, synchronize_every=3)
+    _, report = run(make_clients(8), settings, layers=7)
+    assert {len(client.blocks[0]) for client in report.clients} <= {0, 3, 6, 7}
+    _, report = run(make_clients(8), Settings(sparsity=0.5, dropout=0.5, seed=1), layers=4)
+    sent = {len(client.blocks[0]) for client in report.clients}
+    assert sent == {0, 4}
+    for client in report.clients:
+        assert bool(client.bytes_up) == bool(client.bytes_down) == bool(client.blocks[0])
+
+
+def test_a_report_of_sums_is_read_back_and_shown(tmp_path):
+    _, report = run(make_clients(2), SUMS)
+    again = Report.from_json(report.to_json())
+    assert again.to_json() == report.to_json()
+    assert math.isnan(again.clients[0].sparsity)
+    rows = client_rows(again.clients)
+    assert "–" in rows[0] and "nan" not in str(rows)
+    write_html(again, tmp_path / "report.html")
+    assert ">nan<" not in (tmp_path / "report.html").read_text()
+
+
 def test_rounds_ramps_absence_and_leaving_work_with_sums():
     clients = make_clients(6)
     settings = replace(
@@ -200,9 +252,6 @@ def test_a_client_that_leaves_sent_its_first_blocks_only():
     drawn = [client.blocks[0] for client in report.clients]
     assert all(mine == tuple(range(len(mine))) for mine in drawn)
     assert any(0 < len(mine) < 5 for mine in drawn)
-
-
-EXACT = replace(SUMS, statistics_dtype="int64")
 
 
 @pytest.mark.parametrize("pruner", ["sparsegpt", "wanda"])
@@ -333,9 +382,19 @@ def test_settings_that_contradict_each_other(settings, sentence):
 
 def test_what_is_left_out_suits_the_aggregation():
     sums, weights = Settings(sparsity=0.5, aggregation="statistics"), Settings(sparsity=0.5)
-    assert (sums.schedule, sums.weighting) == ("synchronous", "samples")
-    assert (weights.schedule, weights.weighting) == ("one-shot", "uniform")
+    assert (sums.walking, sums.weighed) == ("synchronous", "samples")
+    assert (weights.walking, weights.weighed) == ("one-shot", "uniform")
+    assert sums.to_dict()["schedule"] == "synchronous"
+    # What was left out stays so: another aggregation has its own.
+    other = replace(sums, aggregation="l0")
+    assert (other.walking, other.weighed) == ("one-shot", "uniform")
+    assert replace(weights, aggregation="statistics").weighed == "samples"
     assert exchanged_together(sums, 12) == 1 and exchanged_together(weights, 12) == 12
+
+
+def test_an_object_that_needs_no_data_is_told_so():
+    with pytest.raises(ValueError, match="needs no data and so no exchange"):
+        run(make_clients(2), replace(SUMS, pruner=Magnitude()))
 
 
 def test_a_sparsity_of_ones_own_has_no_place_in_a_sum():
@@ -377,12 +436,17 @@ def with_values(message: StatisticsMessage, index: int, **changes) -> Statistics
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"layers": ("q",)}, r"sent statistics of layers \['o', 'q'\]"),
+        ({"layers": ("q", "v")}, r"sent statistics of layers \['o', 'q', 'v'\]"),
+        ({"layers": ("q", "o")}, r"sent statistics of layers \['o', 'o', 'q'\]"),
+        ({"layers": ("q",)}, "all clients must run the same model and pruner"),
         ({"shape": (4, 4)}, r"the layer's 3 inputs need \(3, 3\)"),
         ({"values": torch.zeros(5)}, r"it sent \(5,\) numbers, and \(3, 3\) needs 6"),
         ({"tokens": 0}, "count 0 tokens"),
-        ({"values": torch.full((6,), math.nan)}, "^a, block 7, layer q and k: .* NaN or infinite"),
-        ({"values": torch.full((6,), math.inf)}, "NaN or infinite"),
+        (
+            {"values": torch.full((6,), math.nan)},
+            "^a, block 7, layer q and k: .*NaN, infinite or too large",
+        ),
+        ({"values": torch.full((6,), math.inf)}, "NaN, infinite or too large"),
         ({"values": pack_triangle(torch.diag(torch.tensor([1.0, -0.5, 1.0])))}, "down to -0.5"),
     ],
 )
@@ -393,6 +457,88 @@ def test_a_message_that_cannot_be_added_leaves_the_sums_alone(changes, sentence)
     with pytest.raises(ValueError, match=sentence):
         block.add(bad)
     assert block.clients == 1 and torch.equal(block.statistics()["q"], torch.eye(3))
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"block": 3}, "of round 0, block 3, and these are the sums of round 0, block 7"),
+        ({"round": 9}, "of round 9, block 7"),
+        ({"sender": "b"}, "'b' sent its statistics of block 7 twice"),
+        ({"sender": "z"}, "'z' sent statistics of block 7, which was asked of 'a', 'b'"),
+    ],
+)
+def test_a_message_of_another_place_or_sender_is_refused(changes, sentence):
+    block = open_block()
+    block.add(block.message("b", 1, gathered()))
+    with pytest.raises(ValueError, match=sentence):
+        block.add(replace(block.message("a", 1, gathered()), **changes))
+    assert block.clients == 1
+
+
+def test_sums_of_any_shape_are_counted_before_they_are_added():
+    block = BlockStatistics({"q": torch.zeros(2, 3)}, "sums", 0, 7, ["a"], plain_sums("float32"))
+    good = block.message("a", 1, Calibration({"q": torch.ones(3, 3)}, {"q": 4}))
+    with pytest.raises(ValueError, match=r"it sent \(4,\) numbers, and \(3, 3\) needs 9"):
+        block.add(with_values(good, 0, values=torch.ones(4)))
+    block.add(good)
+    assert torch.equal(block.statistics()["q"], torch.ones(3, 3))
+
+
+def test_a_layer_is_summed_over_those_whose_tokens_reached_it():
+    """As an expert's, which is pooled data's as long as anybody's tokens reach it."""
+    block = open_block()
+    block.add(block.message("a", 1, gathered()))
+    some = Calibration({"o": torch.eye(5)}, {"o": 2})
+    block.add(block.message("b", 1, some))
+    found = block.statistics()
+    assert torch.equal(found["q"], torch.eye(3)) and torch.equal(found["o"], torch.eye(5) * 3)
+
+
+def test_a_layer_that_nobody_reached_is_named():
+    block = open_block()
+    block.add(block.message("a", 1, Calibration({"o": torch.eye(5)}, {"o": 2})))
+    with pytest.raises(ValueError, match="layer q and k: no calibration token of any client"):
+        block.statistics()
+
+
+def test_a_secure_sum_without_one_of_its_clients_is_refused_and_not_noise():
+    block = open_block(open_sum=lambda place, clients: Secret())
+    block.add(block.message("a", 1, gathered()))
+    with pytest.raises(ValueError, match="'b' did not send their part"):
+        block.statistics()
+
+
+class Secret(PlainSum):
+    """A sum whose parts cannot be read."""
+
+    readable = False
+
+
+def test_open_sum_is_refused_where_nothing_is_summed():
+    with pytest.raises(ValueError, match="aggregation 'l0' sends none"):
+        run(make_clients(2), Settings(sparsity=0.5), open_sum=MaskedSum)
+
+
+def test_fixed_point_never_wraps_around():
+    """Windows of the largest numbers, until there is no room for the other clients."""
+    inputs = torch.full((1, 3), 32000.0)
+    pruner, statistic = FixedPoint(make_pruner(replace(SUMS, pruner="wanda")), clients=4), None
+    with pytest.raises(ValueError, match="leave no room in fixed point for those of 4 clients"):
+        for _ in range(1000):
+            statistic = pruner.gather(statistic, inputs)
+            assert bool((statistic > 0).all())
+
+
+@pytest.mark.parametrize("pruner", ["sparsegpt", "wanda"])
+def test_squares_too_small_for_fixed_point_are_refused(pruner):
+    coarse = FixedPoint(make_pruner(replace(SUMS, pruner=pruner)))
+    with pytest.raises(ValueError, match="too small for fixed point.*use statistics_dtype float32"):
+        coarse.gather(None, torch.full((16, 4), 1e-4))
+    # A feature that is nearly off among others, or off, is none of that.
+    inputs = torch.ones(16, 4)
+    inputs[:, 1], inputs[:, 2] = 1e-6, 0.0
+    assert coarse.gather(None, inputs) is not None
 
 
 def test_negative_correlations_are_no_negative_squares():
@@ -414,13 +560,11 @@ def test_clients_that_share_their_inputs_otherwise_run_another_model():
 
 
 def test_a_secure_total_is_checked_where_its_parts_cannot_be():
-    class Broken(PlainSum):
-        readable = False
-
+    class Broken(Secret):
         def total(self):
             return -super().total()
 
-    block = open_block("squares", lambda place, clients: Broken())
+    block = BlockStatistics(WEIGHTS, "squares", 0, 7, ["a"], lambda place, clients: Broken())
     squares = Calibration(
         {name: torch.ones(w.shape[1]) for name, w in WEIGHTS.items()}, dict.fromkeys("qko", 3)
     )

@@ -83,7 +83,7 @@ def assert_same_result(out, report, model, expected):
     for name, mask in masks.items():
         assert torch.equal(mask, expected.masks[name].mask()), name
         assert torch.equal(mask, report.masks[name].mask()), name
-    # By what they say: of clients that pruned nothing the sparsity is nan.
+    # Of clients that pruned nothing the sparsity is nan, which equals nothing.
     assert str(report.clients) == str(expected.clients)
     assert report.layers == expected.layers
     assert report.unprunable == expected.unprunable

@@ -35,8 +35,8 @@ STYLE = charts.STYLE | {
     "font.size": 8.5,
 }
 # Inches.
-LEFT, RIGHT, TOP, BOTTOM, GAP, ROW_GAP = 0.78, 1.65, 0.32, 0.48, 0.18, 0.42
-WIDTH, HIGH, WIDEST = 9.0, 2.5, 3.9
+LEFT, RIGHT, TOP, BOTTOM, GAP, ROW_GAP = 0.78, 1.9, 0.32, 0.48, 0.18, 0.42
+WIDTH, HIGH, WIDEST = 9.25, 2.5, 3.9
 # Points: between two labels, and from a panel's edge to its labels.
 LINE, REACH = 10.5, 16.0
 # Ticks of a decade, by how much a logarithmic axis spans.
