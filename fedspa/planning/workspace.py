@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from fedspa.planning.architecture import Layer
 from fedspa.planning.job import Job
 from fedspa.planning.traffic import statistic_numbers
+from fedspa.sums import PANEL
 from fedspa_kernels.hessian import kernel as hessian
 from fedspa_kernels.obs import kernel as obs
 
@@ -40,8 +41,9 @@ def gather(groups: Sequence[Sequence[Layer]], job: Job) -> int:
     """Adding a batch to a statistic."""
     cols = max(group[0].cols for group in groups)
     if job.fixed_point:
-        # A batch's own, as float64, and as whole numbers.
-        return (FLOAT + 2 * WHOLE) * (cols * cols if job.statistic_square else cols)
+        # A batch's own, and rows of it as float64 and as whole numbers.
+        rows = min(cols, PANEL) if job.statistic_square else 1
+        return FLOAT * cols * (cols if job.statistic_square else 1) + 2 * WHOLE * rows * cols
     if job.statistic_square:
         if job.device == "cpu":
             return FLOAT * PACKED
