@@ -1,4 +1,4 @@
-"""The command line: `fedspa demo`, `fedspa prune`, `fedspa eval`, `fedspa plan`.
+"""The command line: `fedspa demo`, `prune`, `eval`, `plan` and `experiment`.
 
 Exit codes: 0 done; 2 the input cannot be used; 1 the machine could not do it; 130 interrupted,
 143 ended.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from fedspa.evaluate import domain_perplexity
 from fedspa.experiments.cli import command as experiment
 from fedspa.loading import Loaded, load, open_model
 from fedspa.machine import give_back_freed_memory, keep_freed_memory
+from fedspa.options import COUNT, DEFAULT_SPARSITY, DEMO_SPARSITY, common, method, settings_of
 from fedspa.output import check_output, free_name
 from fedspa.planning.cli import command as plan
 from fedspa.progress import progress_bar
@@ -31,25 +31,9 @@ from fedspa.prune import prune_into
 from fedspa.ranks import SPLITS
 from fedspa.report import Report, client_table, method_table
 from fedspa.run import Surroundings
-from fedspa.settings import (
-    AGGREGATIONS,
-    EXPANSIONS,
-    MESSAGE_DTYPES,
-    PRUNERS,
-    RAMPS,
-    SCHEDULES,
-    STATISTICS_DTYPES,
-    WEIGHTINGS,
-    Settings,
-)
 from fedspa.streaming.architecture import Source
 from fedspa.streaming.placement import PLACEMENTS
 from fedspa.tasks import Metrics, find_tasks, task_lines, zero_shot
-
-DEFAULT_SPARSITY = 0.5
-DEMO_SPARSITY = 0.6
-SEED = click.IntRange(0, 2**63 - 1)
-COUNT = click.IntRange(1)
 
 
 class _Sentences(click.Group):
@@ -85,59 +69,6 @@ def _terminate(number: int, frame: object) -> None:
     raise SystemExit(128 + number)
 
 
-def _options(*decorators: Callable[..., Any]) -> Callable[..., Any]:
-    def decorate(command: Any) -> Any:
-        for decorator in reversed(decorators):
-            command = decorator(command)
-        return command
-
-    return decorate
-
-
-_common = _options(
-    click.option("--seed", type=SEED, default=0, help="Of every random choice."),
-    click.option("--device", default="cpu", help='Such as "cuda".'),
-    click.option("--dtype", default="auto", help="Weights in memory."),
-    click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
-    click.option("--quiet", is_flag=True, help="No progress and no tables."),
-    click.option(
-        "--config",
-        type=click.Path(path_type=Path),
-        is_eager=True,
-        expose_value=False,
-        callback=config.read_config,
-        help="A TOML file that holds any of these options, and [[client]] tables.",
-    ),
-)
-
-_method = _options(
-    click.option("--pruner", type=click.Choice(PRUNERS), default="sparsegpt"),
-    click.option("--sparsity", type=float, help=f"Share to prune.  [default: {DEFAULT_SPARSITY}]"),
-    click.option("--pattern", help='Keep n of every m instead, such as "2:4".'),
-    click.option("--aggregation", type=click.Choice(AGGREGATIONS), default="l0"),
-    click.option(
-        "--schedule",
-        type=click.Choice(SCHEDULES),
-        help="[default: one-shot; synchronous with statistics]",
-    ),
-    click.option("--synchronize-every", type=COUNT, help="Blocks between two exchanges."),
-    click.option("--rounds", type=COUNT, default=1, help="Rounds of pruning and averaging."),
-    click.option("--ramp", type=click.Choice(RAMPS), default="constant"),
-    click.option("--layers-per-client", type=COUNT, help="Blocks of a client of capacity 1."),
-    click.option("--every-block", is_flag=True, help="Deal blocks so that none is left out."),
-    click.option("--expansion", type=click.Choice(EXPANSIONS), default="layer"),
-    click.option("--scaling", is_flag=True, help="FedPrLLM's, with --aggregation mask."),
-    click.option("--weighting", type=click.Choice(WEIGHTINGS), help="Of clients in averages."),
-    click.option("--participation", type=float, default=1.0, help="Share of clients a round."),
-    click.option("--dropout", type=float, default=0.0, help="Share that leaves in a round."),
-    click.option("--message-dtype", type=click.Choice(MESSAGE_DTYPES), help="Weights in messages."),
-    click.option("--statistics-dtype", type=click.Choice(STATISTICS_DTYPES), default="float32"),
-    click.option("--block-size", type=COUNT, default=128, help="SparseGPT's columns."),
-    click.option("--damping", default=0.01, help="SparseGPT's damping."),
-    click.option("--batch-size", type=COUNT, help="Windows in a forward pass; else by the device."),
-)
-
-
 @click.group(cls=_Sentences, context_settings={"show_default": True})
 @click.version_option(package_name="fedspa")
 @click.option("--traceback", is_flag=True, help="Show where an error comes from.")
@@ -150,11 +81,11 @@ def main(traceback: bool) -> None:
 @click.option("--out", type=click.Path(path_type=Path), help="[default: runs/demo, runs/demo-2, …]")
 @click.option("--samples", type=COUNT, default=5, help="Windows to calibrate, and to judge.")
 @click.option("--seqlen", type=COUNT, default=512, help="Tokens of a window.")
-@_method
-@_common
+@method
+@common
 def demo(model: str | None, out: Path | None, samples: int, seqlen: int, **options: Any) -> None:
     """Prune SmolLM2-135M (or MODEL) over four clients, and show what federation bought."""
-    settings = _settings(options, DEMO_SPARSITY, message_dtype="bfloat16")
+    settings = settings_of(options, DEMO_SPARSITY, message_dtype="bfloat16")
     out = out or free_name(Path("runs/demo"))
     check_output(out)
     loaded = _load(model or demo_model(), options)
@@ -193,8 +124,8 @@ def demo(model: str | None, out: Path | None, samples: int, seqlen: int, **optio
 )
 @click.option("--split", type=click.Choice(SPLITS), help="What the ranks of torchrun divide.")
 @click.option("--restart", is_flag=True, help="Forget what a killed run left, and start anew.")
-@_method
-@_common
+@method
+@common
 def prune(model: str, client: tuple[str, ...], out: Path, **options: Any) -> None:
     """Prune MODEL (a checkpoint folder, .gguf file or id) over clients, into a new folder.
 
@@ -202,7 +133,7 @@ def prune(model: str, client: tuple[str, ...], out: Path, **options: Any) -> Non
     command goes on after the last finished block if the run was killed. With --compare the model
     is loaded as a whole. Under torchrun several processes share the work, see --split.
     """
-    settings = _settings(options, DEFAULT_SPARSITY)
+    settings = settings_of(options, DEFAULT_SPARSITY)
     around = Surroundings(
         device=options["device"],
         dtype=options["dtype"],
@@ -246,7 +177,7 @@ def prune(model: str, client: tuple[str, ...], out: Path, **options: Any) -> Non
 @click.option("--tasks", help="Tasks of lm-evaluation-harness, such as piqa,arc_easy.")
 @click.option("--tasks-path", type=click.Path(path_type=Path), help="A folder of more task files.")
 @click.option("--limit", type=COUNT, help="At most that many questions of each task.")
-@_common
+@common
 def evaluate(model: str, text: tuple[str, ...], seqlen: int, **options: Any) -> None:
     """Measure MODEL: its perplexity on text, and its zero-shot accuracy on tasks.
 
@@ -284,17 +215,6 @@ def evaluate(model: str, text: tuple[str, ...], seqlen: int, **options: Any) -> 
 
 main.add_command(plan)
 main.add_command(experiment)
-
-
-def _settings(options: dict[str, Any], sparsity: float, **defaults: Any) -> Settings:
-    """The settings among a command's options, with the command's own defaults."""
-    values = {f.name: options[f.name] for f in fields(Settings)}
-    for name, default in defaults.items():
-        if values[name] is None:
-            values[name] = default
-    if values["sparsity"] is None and values["pattern"] is None:
-        values["sparsity"] = sparsity
-    return Settings(**values)
 
 
 def _load(source: str | Path, options: dict[str, Any]) -> Loaded:
