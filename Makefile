@@ -37,12 +37,13 @@ build: .venv/.installed ## set up .venv and build the native library
 CUDA_ON_CPU := build/cuda-on-cpu/libfedspa_native.so
 HAS_TRITON = $(shell $(PY) -c 'import triton' 2>/dev/null && echo yes)
 NATIVE_IS_BUILT = $(shell grep -s '"cpu"' $(RECORD))
+# Two processes that use a core each.
+ELSEWHERE = $(if $(PLACES)$(HAS_TRITON),test-triton) $(if $(PLACES)$(NATIVE_IS_BUILT),test-cuda-on-cpu)
 SOME = $(PYTEST_FLAGS) $(if $(PYTEST_FLAGS),|| test $$? -eq 5)
 
 test: build lint ## lint, types and all tests; PYTEST_FLAGS='-k bitmask' for some of them
 	$(PY) -m pytest $(if $(PLACES),--places $(PLACES)) $(SOME)
-	$(if $(PLACES)$(HAS_TRITON),$(MAKE) --no-print-directory test-triton)
-	$(if $(PLACES)$(NATIVE_IS_BUILT),$(MAKE) --no-print-directory test-cuda-on-cpu)
+	$(if $(strip $(ELSEWHERE)),$(MAKE) --no-print-directory -j2 --output-sync=target $(ELSEWHERE))
 
 test-gpu: build ## the kernels' tests on a CUDA GPU, and under compute-sanitizer
 	$(PY) -m pytest -m gpu tests/kernels --places cuda-native,cuda-triton,cuda-reference $(PYTEST_FLAGS)
@@ -65,11 +66,12 @@ demo: build .venv/.model ## prune a real model over four clients; DEMO_FLAGS='--
 	.venv/bin/fedspa demo $(DEMO_FLAGS)
 
 results: build .venv/.model ## run the grid of docs/results.md and write it anew; hours, resumable
-	.venv/bin/fedspa experiment smollm2 --out docs/results --workers $(WORKERS) $(RESULTS_FLAGS)
-	$(PY) -m fedspa.experiments.results.document docs/results/results.jsonl docs/results.md --experiment smollm2
+	.venv/bin/fedspa experiment smollm2 --out docs/results --workers $(WORKERS) $(RESULTS_FLAGS); code=$$?; \
+	$(PY) -m fedspa.experiments.results.document docs/results/results.jsonl docs/results.md --experiment smollm2 && exit $$code
 
 results-quick: build .venv/.model ## check the orderings of docs/results.md in ten minutes
-	.venv/bin/fedspa experiment quick --workers $(WORKERS) $(RESULTS_FLAGS)
+	rm -rf build/results-quick
+	.venv/bin/fedspa experiment quick --out build/results-quick --workers $(WORKERS) $(RESULTS_FLAGS)
 
 lint: .venv/.installed ## ruff, clang-format and mypy, changing nothing
 	$(PY) -m ruff check

@@ -188,6 +188,10 @@ def evaluate(model: str, text: tuple[str, ...], seqlen: int, **options: Any) -> 
             "eval: there is nothing to measure; give text with --text NAME=SOURCE for perplexity, "
             "or --tasks for zero-shot accuracy, or both"
         )
+    unused = [name for name in ("tasks_path", "limit") if options[name] is not None]
+    if options["tasks"] is None and unused:
+        flag = unused[0].replace("_", "-")
+        raise ValueError(f"eval: --{flag} is about tasks, and there are none; name some by --tasks")
     texts = config.read_named(text, options["field"])
     names = [name.strip() for name in (options["tasks"] or "").split(",") if name.strip()]
     tasks = None if options["tasks"] is None else find_tasks(names, options["tasks_path"])

@@ -74,7 +74,7 @@ def zero_shot(
     batch_size: int | None = None,
     show: bool = False,
 ) -> dict[str, Metrics]:
-    """Measure a model on tasks without examples in the prompt, as the harness does by itself.
+    """Measure a model on tasks without examples in the prompt, also those that usually have some.
 
     limit: at most that many questions of each task; None: all of them.
     batch_size: requests in one forward pass; None: by the device (`batches.py`).
@@ -173,7 +173,7 @@ def _as_sentences(names: Sequence[str]) -> Iterator[None]:
             f"eval: the data of the tasks {asked} could not be loaded ({_first_line(error)}); "
             f"connect to a network, or give tasks with local files by --tasks-path"
         ) from error
-    except (ValueError, KeyError, TemplateError) as error:
+    except (ValueError, TypeError, LookupError, ImportError, TemplateError) as error:
         raise ValueError(
             f"eval: the tasks {asked} cannot be used as they are defined: "
             f"{type(error).__name__}: {_first_line(error)}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from fedspa.settings import Settings
@@ -23,7 +24,8 @@ CLIENT_SIDE = (
     "message_dtype",
 )
 SETTINGS = tuple(f.name for f in fields(Settings) if f.name not in NOT_OF_A_METHOD)
-MESSAGE_DTYPE = "bfloat16"
+# Weights in messages where a method does not say; AUTO is the model's own dtype.
+MESSAGE_DTYPE, AUTO = "bfloat16", "auto"
 Source = tuple[str, str]
 
 
@@ -91,23 +93,30 @@ class Case:
 
     @property
     def key(self) -> str:
-        """16 hexadecimal digits, the same for the same case in every file."""
-        return digest(self.identity)[:16]
+        """16 hexadecimal digits, the same for the same case in every experiment file."""
+        texts = [*self.data.calibration.values(), *self.data.heldout.values()]
+        files = {text.source for text in texts if Path(text.source).is_absolute()}
+        if self.source != self.model:
+            files.add(self.source)
+        # The same relative path in another folder is another file.
+        located = {"files": sorted(files)} if files else {}
+        return digest({**self.identity, **located})[:16]
 
     @property
     def title(self) -> str:
         """The case in a line."""
-        facts = [
-            self.method,
-            None
-            if self.target is None
-            else f"{self.target:.0%}"
-            if isinstance(self.target, float)
-            else self.target,
-            None if self.clients is None else f"{self.clients} clients {self.partition}",
-            None if self.seed is None else f"seed {self.seed}",
-        ]
-        return ", ".join(fact for fact in facts if fact is not None)
+        told = {k: v for k, v in self.settings.items() if k not in ("message_dtype", "pruner")}
+        facts = [self.method, *(f"{name}={value}" for name, value in told.items())]
+        if self.target is not None:
+            sparsity = isinstance(self.target, float)
+            facts.append(f"{100 * self.target:g}%" if sparsity else str(self.target))
+        if self.clients is not None:
+            facts.append(f"{self.clients} clients {self.partition}")
+        if self.capacities is not None:
+            facts.append(f"capacities {', '.join(f'{c:g}' for c in self.capacities)}")
+        if self.seed is not None:
+            facts.append(f"seed {self.seed}")
+        return ", ".join(facts)
 
     def federation(self, **other: Any) -> Settings:
         """Its settings for `fedspa.federate`; `other` ones replace its own."""
@@ -120,7 +129,10 @@ class Case:
             if "statistics_dtype" in self.settings:
                 # Only statistics have one; those of one client are those of all data.
                 target["aggregation"] = "statistics"
-        return Settings(**{**self.settings, **target, "seed": self.seed, **other})
+        own = dict(self.settings)
+        if own.get("message_dtype") == AUTO:
+            own["message_dtype"] = None
+        return Settings(**{**own, **target, "seed": self.seed, **other})
 
     @property
     def one_walk(self) -> str | None:

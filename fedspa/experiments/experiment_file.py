@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -14,6 +14,7 @@ from fedspa.experiments.cases import CLIENT_SIDE, KINDS, SETTINGS, Case, Data
 from fedspa.experiments.grid import DEMO_MODEL, Ground, cases_of
 from fedspa.experiments.known import check_keys, check_known, tables_of
 from fedspa.experiments.results.expectations import Expectation, read_expectations
+from fedspa.experiments.results.summary import STANDALONE
 from fedspa.experiments.sources import SHIPPED, resolve_text
 from fedspa.loading import check_dtype
 
@@ -77,7 +78,7 @@ def read_experiment(source: str | Path) -> Experiment:
     for place, grid in enumerate(tables_of(where, "grid", table.get("grid"))):
         for case in cases_of(f"{where}, grid {place + 1}", grid, place, ground):
             cases.setdefault(case.key, case)
-    expectations = _expectations(where, table.get("expect"), ground.methods)
+    expectations = _expectations(where, table.get("expect"), list(cases.values()))
     return Experiment(name, tuple(cases.values()), expectations)
 
 
@@ -137,25 +138,45 @@ def _read_methods(where: str, table: Any) -> dict[str, dict[str, Any]]:
         kind = method.get("kind", "federated")
         check_known(here, "kind", kind, KINDS)
         check_keys(f"{here} of kind {kind!r}", method, ("kind", *ALLOWED[kind]))
+        if not isinstance(method.get("pruner", ""), str | list):
+            raise ValueError(f"{here}: pruner is {method['pruner']!r}; name one, as a text")
         empty = [key for key, value in method.items() if value == []]
         if empty:
             raise ValueError(f"{here}: {empty[0]} is an empty list; give at least one value")
     return table
 
 
-def _expectations(where: str, tables: Any, methods: Mapping[str, Any]) -> tuple[Expectation, ...]:
-    """The [[expect]] tables; a name may go on after its method's, as in "standalone, mean"."""
+def _expectations(where: str, tables: Any, cases: Sequence[Case]) -> tuple[Expectation, ...]:
+    """The [[expect]] tables, of methods, targets, partitions and clients that the cases have."""
     if tables is None:
         return ()
     try:
         found = read_expectations(tables_of(where, "expect", tables))
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
+    here = f"{where}, expect"
+    names = {name for case in cases for name in _shown(case)}
     for expectation in found:
         for name in (expectation.lower, expectation.higher):
-            if not any(name.startswith(f"{method}, ") for method in methods):
-                check_known(f"{where}, expect", "method", name, methods)
+            # A method may be named with its place on its axes, "FedPrLLM, expansion=row".
+            method = name.partition("=")[0].rpartition(", ")[0] if "=" in name else name
+            check_known(here, "method", method, names)
+        for key, values in (
+            ("target", {case.target for case in cases}),
+            ("partition", {case.partition for case in cases}),
+            ("client", {case.clients for case in cases}),
+        ):
+            for value in getattr(expectation, f"{key}s") or ():
+                if value not in values:
+                    raise ValueError(f"{here}: no case of the grids has {key}s {value!r}")
     return tuple(found)
+
+
+def _shown(case: Case) -> list[str]:
+    """How tables name a case's method."""
+    if case.kind != "standalone":
+        return [case.method]
+    return [f"{case.method}, {part}" for part in STANDALONE]
 
 
 def _texts(where: str, key: str, values: Any) -> list[str]:

@@ -33,9 +33,12 @@ class Job:
     one_walk: bool
 
     @property
-    def order(self) -> tuple[int, int]:
-        """By the file's grids; within one the longest first, so that workers end together."""
-        return min(case.grid for case in self.cases), -self.cost
+    def order(self) -> tuple[int, str, int]:
+        """By the file's grids, and there by model, since loading one takes time.
+
+        The longest come first, so that workers end together.
+        """
+        return min(case.grid for case in self.cases), self.cases[0].model, -self.cost
 
     @property
     def cost(self) -> int:
@@ -109,9 +112,7 @@ def _run_alone(bench: Workbench, case: Case) -> Record:
     if case.kind == "dense":
         return _measured(bench, heldout, sparsity=0.0, up=0, down=0, exchanges=0, prune=0.0)
     clients = bench.clients(case)
-    # One client that holds all text is on the agreed block after each, as sums of statistics are.
-    other = {"schedule": "synchronous"} if case.kind == "centralised" else {}
-    settings = case.federation(**other)
+    settings = case.federation()
     start = perf_counter()
     report = federate(bench.model, clients, settings, progress=False)
     seconds = perf_counter() - start

@@ -87,7 +87,7 @@ def _lock(file: Any, path: Path) -> None:
         return
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except BlockingIOError as error:
         raise RuntimeError(
             f"results: another run is appending to {path}; wait for it, or choose another folder "
             f"with --out"

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 from click.testing import CliRunner
-from experiment_files import ALL, GRID, METHODS, write_experiment
+from experiment_files import ALL, GRID, METHODS, make_folder, write_experiment
 
 from fedspa.cli import main
 from fedspa.experiments.cases import SETTINGS
@@ -65,6 +65,28 @@ def test_a_key_depends_on_what_is_asked_for_alone(read, tmp_path):
     assert [case.key for case in other.cases[: len(first.cases)]] == [c.key for c in first.cases]
     changed = read(windows=5)
     assert not {case.key for case in changed.cases} & {case.key for case in first.cases}
+
+
+def test_the_same_names_in_another_folder_are_other_cases(tmp_path):
+    keys = []
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        make_folder(tmp_path / name)
+        experiment = read_experiment(write_experiment(tmp_path / name))
+        keys.append({case.key for case in experiment.cases})
+    assert not keys[0] & keys[1]
+
+
+def test_weights_travel_in_the_models_own_dtype_where_a_method_says_so(read):
+    methods = METHODS.replace("[method.l0]", '[method.l0]\nmessage_dtype = "auto"')
+    cases = read(methods=methods).cases
+    dtypes = {case.method: case.federation().message_dtype for case in cases if case.seed == 0}
+    assert dtypes["l0"] is None and dtypes["mean"] == "bfloat16"
+
+
+def test_titles_tell_cases_apart(read):
+    cases = read().cases
+    assert len({case.title for case in cases}) == len(cases)
 
 
 def test_cases_that_differ_on_the_server_alone_are_one_job(read):
@@ -142,6 +164,26 @@ BAD = {
     "expect method": (
         {"grids": GRID + "[[expect]]\nlower = 'l0'\nhigher = 'maen'\nat_least = 1"},
         "unknown method 'maen'",
+    ),
+    "expect part": (
+        {"grids": GRID + "[[expect]]\nlower = 'l0'\nhigher = 'standalone, mena'"},
+        "unknown method 'standalone, mena'; did you mean 'standalone, mean'",
+    ),
+    "expect alone": (
+        {"grids": GRID + "[[expect]]\nlower = 'l0'\nhigher = 'standalone'"},
+        "unknown method 'standalone'",
+    ),
+    "expect partition": (
+        {"grids": GRID + "[[expect]]\nlower = 'l0'\nhigher = 'mean'\npartitions = ['iidd']"},
+        "no case of the grids has partitions 'iidd'",
+    ),
+    "expect clients": (
+        {"grids": GRID + "[[expect]]\nlower = 'l0'\nhigher = 'mean'\nclients = [99]"},
+        "no case of the grids has clients 99",
+    ),
+    "pruner": (
+        {"methods": METHODS.replace("[method.l0]", "[method.l0]\npruner = 5")},
+        "pruner is 5; name one, as a text",
     ),
 }
 

@@ -25,7 +25,7 @@ def test_an_expectation_holds_or_does_not_with_its_numbers():
     assert [outcome.met for outcome in outcomes] == [True, False, True, False, True, False]
     assert outcomes[1].sentence == (
         "FedSpaLLM at least 1.11 times statistics: not met at smollm2-135m, 60 %, 4 clients, "
-        "one domain each: statistics 50.10, FedSpaLLM 55.20, 1.1018 times"
+        "by domain: statistics 50.10, FedSpaLLM 55.20, 1.1018 times"
     )
 
 

@@ -9,6 +9,7 @@ from small_models import make_model, save_with_tokenizer
 
 from fedspa.experiments import read_experiment, run_experiment
 from fedspa.experiments.experiment_file import shipped_grids
+from fedspa.experiments.results.expectations import check
 
 GRIDS = shipped_grids()
 PAPERS = {
@@ -120,6 +121,8 @@ def test_a_papers_grid_runs_on_stand_ins(grid, stand_ins, tmp_path):
             assert 0 < record["sparsity"] <= record["target"] + 1e-3
         assert set(record["perplexity"]) == set(table["data"]["evaluate"])
         assert all(value > 1 for value in record["perplexity"].values())
+    told = [str(outcome) for outcome in check(records, experiment.expectations)]
+    assert not [sentence for sentence in told if "no results to compare" in sentence]
     by_method = {record["method"]: record["geometric_mean"] for record in records}
     assert by_method["statistics"] == pytest.approx(by_method["centralised"], rel=5e-3)
 

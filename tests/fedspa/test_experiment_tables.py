@@ -146,9 +146,9 @@ def test_dense_and_centralised_stand_in_every_federation_of_their_model_only():
     text = main_tables(records)
     titles = re.findall(r"^\*\*(.*)\*\*$", text, re.MULTILINE)
     assert titles == [
-        "smollm2-135m, 4 clients, one domain each",
+        "smollm2-135m, 4 clients, by domain",
         "smollm2-135m, 8 clients, IID",
-        "opt, 4 clients, one domain each",
+        "opt, 4 clients, by domain",
     ]
     assert text.count("| dense | 20.00 |") == 2 == text.count("| centralised | 30.00 |")
 
@@ -172,7 +172,7 @@ def test_pruners_are_compared_apart_and_what_needs_no_data_with_each():
         record("centralised", "centralised", geometric_mean=38.0, settings=wanda),
     ]
     both = main_tables(records)
-    assert "one domain each, sparsegpt**" in both and "one domain each, wanda**" in both
+    assert "by domain, sparsegpt**" in both and "by domain, wanda**" in both
     found = cells(main_tables(records, pruners=["wanda"]))
     assert found["FedSpaLLM"] == ["**45.00**"]
     assert set(found) == {"perplexity", "dense", "magnitude", "FedSpaLLM", "centralised"}
@@ -185,7 +185,7 @@ def test_the_domain_table_has_the_costs_of_one_target():
         record("FedSpaLLM", target=0.5, perplexity={"novel": 8.0}, geometric_mean=8.0),
     ]
     text = domain_tables(records)
-    assert "one domain each, 60 %**" in text
+    assert "by domain, 60 %**" in text
     found = cells(text)
     assert found["FedSpaLLM"] == ["10.00", "90.00", "30.00", "60", "2.00", "1.50", "1", "10"]
     assert found["perplexity"][-4:] == ["MB up", "MB down", "exchanges", "seconds"]

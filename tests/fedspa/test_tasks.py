@@ -152,6 +152,13 @@ def test_nothing_to_measure_is_said(checkpoint):
     assert "names no task" in run("eval", checkpoint, "--tasks", ",", code=2).stderr
 
 
+@pytest.mark.parametrize("option", [["--limit", "3"], ["--tasks-path", "."]])
+def test_options_of_tasks_without_tasks_are_refused(checkpoint, option):
+    text = ["--text", "a=nowhere.txt"]
+    result = CliRunner().invoke(main, ["eval", str(checkpoint), *text, *option])
+    assert result.exit_code == 2 and "about tasks, and there are none" in result.output
+
+
 def test_an_unknown_task_or_folder_is_named(tmp_path):
     write_task(tmp_path)
     with pytest.raises(ValueError, match=r"no task 'colors'.*did you mean colours"):

@@ -10,7 +10,7 @@ from fedspa.tables import megabytes, perplexity_text
 ABSENT = "–"
 # MB are 10^6 bytes of one client over the run, seconds are of pruning.
 COSTS = ("MB up", "MB down", "exchanges", "seconds")
-PARTITION_NAMES = {"domain": "one domain each", "iid": "IID"}
+PARTITION_NAMES = {"domain": "by domain", "iid": "IID"}
 
 
 def target_text(target: Target) -> str:
@@ -84,9 +84,9 @@ def megabytes_cell(count: float) -> str:
 
 
 def cost_cells(row: Row) -> list[str]:
-    """What COSTS names."""
+    """What COSTS names; of centralised pruning no client sends anything that could be counted."""
     return [
-        megabytes_cell(row.bytes_up),
+        ABSENT if row.kind == "centralised" else megabytes_cell(row.bytes_up),
         megabytes_cell(row.bytes_down),
         count_cell(row.exchanges, decimals=1),
         count_cell(row.seconds, decimals=1),

@@ -28,7 +28,15 @@ from fedspa.experiments.results.places import (
     targets,
     usual_target,
 )
-from fedspa.experiments.results.summary import Place, Record, Row, Target, axis_text, summarise
+from fedspa.experiments.results.summary import (
+    Place,
+    Record,
+    Row,
+    Target,
+    axis_text,
+    common_means,
+    summarise,
+)
 
 # FedSpaLLM's authors: the federation improves on the clients' own models by more than this, in %.
 CLAIMED = 30.0
@@ -64,11 +72,13 @@ def _is_centralised(row: Row) -> bool:
 
 
 def _below(mine: Row, theirs: Row) -> float:
-    return 100 * (1 - mine.mean / theirs.mean)
+    own, other = common_means(mine, theirs)
+    return 100 * (1 - own / other)
 
 
 def _above(mine: Row, theirs: Row) -> float:
-    return 100 * (mine.mean / theirs.mean - 1)
+    own, other = common_means(mine, theirs)
+    return 100 * (own / other - 1)
 
 
 def _compared(
@@ -110,18 +120,23 @@ def _percent(
 
 
 def axis_tables(
-    records: Iterable[Record], order: Sequence[str] = (), axes: Collection[str] | None = None
+    records: Iterable[Record],
+    order: Sequence[str] = (),
+    axes: Collection[str] | None = None,
+    aggregation: str | None = None,
 ) -> str:
     """Perplexity by the values of the settings that vary within methods, a table a place.
 
     axes: tables of these settings alone; None: of all. Dense and centralised stand beneath.
+    aggregation: methods of this one alone; None: all.
     Costs are at 60 %, or else at the middle target.
     """
     rows = summarise(records)
     parts = []
     for place in places(rows):
         everything = at(rows, place)
-        for names, here in _by_axes(everything).items():
+        wanted = [row for row in everything if aggregation in (None, row.aggregation)]
+        for names, here in _by_axes(wanted).items():
             if axes is None or set(axes) & set(names):
                 costs_at = f"costs at {target_text(usual_target(here))}"
                 only = len(targets(here)) < 2

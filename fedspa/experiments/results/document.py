@@ -18,7 +18,7 @@ from pathlib import Path
 
 import click
 
-from fedspa.experiments.experiment_file import find_experiment
+from fedspa.experiments.experiment_file import find_experiment, read_experiment
 from fedspa.experiments.results.comparisons import axis_tables, improvement_tables, world_tables
 from fedspa.experiments.results.pictures import CAPTIONS, caption, write_pictures
 from fedspa.experiments.results.places import families
@@ -81,6 +81,11 @@ def _makers(
     def axes(*names: str) -> str:
         return axis_tables(records, order, names)
 
+    def world() -> str:
+        """Other partitions and sizes, and clients that are not always there."""
+        found = [world_tables(records, order), axes("participation", "dropout")]
+        return "\n".join(filter(None, found))
+
     return {
         "main": partial(main_tables, records, order, others),
         "domains": partial(domain_tables, records, order, others),
@@ -88,9 +93,9 @@ def _makers(
         "wanda": partial(main_tables, records, order, ["wanda"]),
         "exchanges": partial(axes, "synchronize_every"),
         "statistics_dtype": partial(axes, "statistics_dtype"),
-        "fedprllm": partial(axes, "expansion", "scaling"),
+        "fedprllm": partial(axis_tables, records, order, None, "mask"),
         "axes": partial(axis_tables, records, order),
-        "world": partial(world_tables, records, order),
+        "world": world,
         PICTURES: pictures,
         **{f"picture-{kind}": partial(pictures, kind) for kind in CAPTIONS},
     }
@@ -142,15 +147,18 @@ def _link(drawn: Path, page: Path) -> str:
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder of the pictures; default: named as the page, beside it.",
 )
-@click.option("--experiment", help="The grid, whose order of methods the tables take.")
+@click.option("--experiment", help="The grid, whose cases are shown, in its order of methods.")
 def main(results: Path, page: Path, pictures: Path | None, experiment: str | None) -> None:
     """Put the tables and pictures of RESULTS (JSON lines) between the markers of PAGE."""
     try:
         order: list[str] = []
+        found = read_records(results)
         if experiment is not None:
             table = tomllib.loads(find_experiment(experiment).read_text(encoding="utf-8"))
             order = list(table.get("method", {}))
-        records = list(read_records(results).values())
+            asked = {case.key for case in read_experiment(experiment).cases}
+            found = {key: record for key, record in found.items() if key in asked}
+        records = list(found.values())
         write_document(records, page, pictures or page.with_suffix(""), order)
     except ValueError as error:
         raise click.UsageError(str(error)) from error

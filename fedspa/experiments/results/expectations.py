@@ -11,7 +11,14 @@ from typing import Any
 
 from fedspa.experiments.results.cells import place_text, target_text, value_text
 from fedspa.experiments.results.places import at, places, targets
-from fedspa.experiments.results.summary import Place, Record, Row, Target, summarise
+from fedspa.experiments.results.summary import (
+    Place,
+    Record,
+    Row,
+    Target,
+    common_means,
+    summarise,
+)
 from fedspa.settings import is_number
 
 
@@ -155,7 +162,8 @@ def _outcome(
     measured = [
         f"{row.label} {value_text(row.mean) if row.seeds else 'failed'}" for row in (lower, higher)
     ]
-    ratio = higher.mean / lower.mean if lower.mean else math.nan
+    least, most = common_means(lower, higher)
+    ratio = most / least if least else math.nan
     if expectation.within is None:
         met = ratio >= (1.0 if expectation.at_least is None else expectation.at_least)
     else:

@@ -26,7 +26,7 @@ def traffic(rows: Sequence[Row], order: Sequence[str] = ()) -> Figure | None:
     target = usual_target(row for row in plain if row.kind == "federated")
     # Dense, far below, would push the others together.
     measured = [row for row in plain if row.target == target and math.isfinite(row.mean)]
-    sending = [row for row in measured if row.kind == "federated" and row.bytes_up > 0]
+    sending = [row for row in measured if _sends(row)]
     shown = _places(sending)
     if not shown:
         return None
@@ -37,13 +37,19 @@ def traffic(rows: Sequence[Row], order: Sequence[str] = ()) -> Figure | None:
     for axes, place in zip(line, shown, strict=True):
         values = [row.mean for found in here.values() for row in found]
         logarithmic(axes, "y", values)
-        logarithmic(axes, "x", [r.bytes_up / 1e6 for found in here.values() for r in found])
+        sent = [r.bytes_up / 1e6 for found in here.values() for r in found if _sends(r)]
+        logarithmic(axes, "x", sent)
         axes.set_title(f"{place_text(place)}, {target_text(target)}", fontsize=8.5)
         axes.set_xlabel("MB that a client sends")
         axes.tick_params(labelleft=axes is line[0])
         _points(axes, here[place], names, styles)
     line[0].set_ylabel("perplexity")
     return figure
+
+
+def _sends(row: Row) -> bool:
+    """Whether clients send something, which of centralised pruning would be their text."""
+    return row.kind == "federated" and row.bytes_up > 0
 
 
 def _places(sending: Sequence[Row]) -> list[Place]:
@@ -71,9 +77,9 @@ def _points(
     # Lines first: their labels have fewer places to go to.
     found = [row for name in names for row in rows if row.method == name]
     anchors = []
-    for row in sorted(found, key=lambda row: row.bytes_up > 0):
+    for row in sorted(found, key=_sends):
         style = styles[row.method]
-        if row.bytes_up > 0:
+        if _sends(row):
             at_x = row.bytes_up / 1e6
             axes.plot([at_x], [row.mean], style.marker or "o", color=style.colour, markersize=5)
             x, y = scale * axes.transData.transform((at_x, row.mean))
@@ -86,7 +92,7 @@ def _points(
         anchors.append((row, at_x, x, y))
     for row, at_x, x, y in anchors:
         wide = GLYPH * len(row.method)
-        offsets = _beside(wide) if row.bytes_up > 0 else [(4.0, LINE / 2 + 1), (4.0, -LINE / 2 - 2)]
+        offsets = _beside(wide) if _sends(row) else [(4.0, LINE / 2 + 1), (4.0, -LINE / 2 - 2)]
         boxes = [
             (x + dx, y + dy - LINE / 2, x + dx + wide, y + dy + LINE / 2) for dx, dy in offsets
         ]

@@ -20,6 +20,10 @@ STANDALONE = ("mean", "best client", "worst client")
 OF_THE_CASE = ("sparsity", "pattern", "seed", "kind")
 
 
+# Settings that are shown in tables of their own, also where a method has one value of them alone.
+APART = ("statistics_dtype", "participation", "dropout")
+
+
 @dataclass(frozen=True)
 class Place:
     """Where methods compete: one model and one federation."""
@@ -38,6 +42,7 @@ class Row:
     method:     as tables show it: "standalone, best client" is of the method `named` "standalone"
     axes:       the settings that vary within the method, and their values here
     seeds:      those that were measured; empty where every one failed
+    by_seed:    the geometric mean perplexity of each of them
     failed:     how many ended in an error
     mean:       mean over the seeds of the geometric mean perplexity over the domains
     spread:     sample standard deviation over the seeds; nan for fewer than two
@@ -58,6 +63,7 @@ class Row:
     aggregation: str
     axes: tuple[tuple[str, Any], ...]
     seeds: tuple[int | None, ...]
+    by_seed: tuple[float, ...]
     failed: int
     mean: float
     spread: float
@@ -121,10 +127,26 @@ def summarise(records: Iterable[Record]) -> list[Row]:
             record["kind"],
             str(values["pruner"]),
             str(values["aggregation"]),
-            tuple((name, values[name]) for name in axes[model, record["method"]]),
+            tuple((n, values[n]) for n in _named(axes[model, record["method"]], values)),
         )
         groups.setdefault(identity, []).append(record)
     return [row for identity, group in groups.items() for row in _rows(identity, group)]
+
+
+def common_means(one: Row, other: Row) -> tuple[float, float]:
+    """The means of two rows over the seeds that both have; over their own where they share none."""
+    shared = [seed for seed in one.seeds if seed in other.seeds]
+    if not shared:
+        return one.mean, other.mean
+    pairs = [dict(zip(row.seeds, row.by_seed, strict=True)) for row in (one, other)]
+    first, second = (_mean([by_seed[seed] for seed in shared]) for by_seed in pairs)
+    return first, second
+
+
+def _named(axes: Sequence[str], values: Mapping[str, Any]) -> list[str]:
+    """The axes of a method, and what makes it another experiment than the main tables' methods."""
+    defaults = {f.name: f.default for f in fields(Settings)}
+    return [*axes, *(n for n in APART if n not in axes and values[n] != defaults[n])]
 
 
 def _model_names(records: Sequence[Record]) -> list[str]:
@@ -191,6 +213,7 @@ def _rows(identity: tuple[Any, ...], records: Sequence[Record]) -> Iterator[Row]
             aggregation=aggregation,
             axes=axes,
             seeds=tuple(record.get("seed") for record in measured),
+            by_seed=tuple(means),
             failed=len(records) - len(measured),
             mean=_mean(means),
             spread=stdev(means) if several else math.nan,
