@@ -45,6 +45,8 @@ class BlockStatistics:
         self._expected = tuple(clients)
         self._open_sum = open_sum
         self._senders: set[str] = set()
+        # Who sent a part of each sum.
+        self._parts: dict[tuple[str, ...], set[str]] = {}
         self._sums: dict[tuple[str, ...], Sum] = {}
         self._shapes: dict[tuple[str, ...], tuple[int, ...]] = {}
 
@@ -79,6 +81,7 @@ class BlockStatistics:
         for statistic in message.statistics:
             self._sum(statistic.layers).add(message.sender, statistic.values)
             self._shapes[statistic.layers] = statistic.shape
+            self._parts.setdefault(statistic.layers, set()).add(message.sender)
         self._senders.add(message.sender)
         self.clients += 1
         self.samples += message.samples
@@ -141,12 +144,14 @@ class BlockStatistics:
                 f"block {self._place[1]}, layer {' and '.join(missed)}: no calibration token of "
                 f"any client reached it; add samples"
             )
-        missing = [name for name in self._expected if name not in self._senders]
-        if missing and not all(sums.readable for sums in self._sums.values()):
-            raise ValueError(
-                f"block {self._place[1]}: {', '.join(map(repr, missing))} did not send their part "
-                f"of a sum that cannot be read without it; begin this block again without them"
-            )
+        for key, sums in self._sums.items():
+            missing = [n for n in self._expected if n not in self._parts.get(key, ())]
+            if missing and not sums.readable:
+                raise ValueError(
+                    f"block {self._place[1]}, layer {' and '.join(key)}: "
+                    f"{', '.join(map(repr, missing))} did not send their part of a sum that cannot "
+                    f"be read without it; begin this block again without them"
+                )
 
     def _check_place(self, message: StatisticsMessage) -> None:
         sender = message.sender

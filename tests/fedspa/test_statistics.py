@@ -507,6 +507,10 @@ def test_a_secure_sum_without_one_of_its_clients_is_refused_and_not_noise():
     block.add(block.message("a", 1, gathered()))
     with pytest.raises(ValueError, match="'b' did not send their part"):
         block.statistics()
+    # Nor may one leave out a layer that its tokens did not reach.
+    block.add(block.message("b", 1, Calibration({"o": torch.eye(5)}, {"o": 2})))
+    with pytest.raises(ValueError, match="layer q and k: 'b' did not send"):
+        block.statistics()
 
 
 class Secret(PlainSum):
