@@ -130,6 +130,7 @@ def test_a_papers_grid_runs_on_stand_ins(grid, stand_ins, tmp_path):
 def test_fedspallm_with_wanda_is_fedprllms_best_variant(stand_ins, tmp_path):
     table = with_stand_ins("fedprllm-llama-2-7b", stand_ins)
     table["grid"][0]["methods"] = ["layer", "FedSpaLLM, Wanda"]
+    del table["expect"]  # which is of the other methods
     write_toml(tmp_path / "grid.toml", table)
     one, other = run_experiment(read_experiment(tmp_path / "grid.toml"), tmp_path / "out")
     assert one["method"] != other["method"]
