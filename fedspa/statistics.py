@@ -20,6 +20,9 @@ from fedspa.sums import ROOM, OpenSum, PlainSum, Sum, from_fixed
 from fedspa.triangle import pack_triangle, triangle_diagonal, triangle_size, unpack_triangle
 from fedspa_kernels.checks import refuse, together
 
+# What bfloat16 rounds a number by, at most, as a share of it.
+ROUNDING = 2.0**-9
+
 
 class BlockStatistics:
     """The statistics of one block, added up over its clients: memory of one block, whatever C."""
@@ -45,6 +48,7 @@ class BlockStatistics:
         self._expected = tuple(clients)
         self._open_sum = open_sum
         self._senders: set[str] = set()
+        self._rounded = False
         # Who sent a part of each sum.
         self._parts: dict[tuple[str, ...], set[str]] = {}
         self._sums: dict[tuple[str, ...], Sum] = {}
@@ -81,6 +85,7 @@ class BlockStatistics:
         for statistic in message.statistics:
             self._sum(statistic.layers).add(message.sender, statistic.values)
             self._shapes[statistic.layers] = statistic.shape
+            self._rounded |= statistic.values.dtype == torch.bfloat16
             self._parts.setdefault(statistic.layers, set()).add(message.sender)
         self._senders.add(message.sender)
         self.clients += 1
@@ -88,11 +93,13 @@ class BlockStatistics:
 
     def add_other_ranks(self, ranks: Ranks) -> None:
         """Add what the other ranks' clients sent; every rank then has the same sums."""
-        described = ranks.gather((self.clients, self.samples, self._described()))
-        self.clients = sum(clients for clients, _, _ in described)
-        self.samples = sum(samples for _, samples, _ in described)
+        own = self.clients, self.samples, self._rounded, self._described()
+        described = ranks.gather(own)
+        self.clients = sum(clients for clients, *_ in described)
+        self.samples = sum(samples for _, samples, *_ in described)
+        self._rounded = any(rounded for *_, rounded, _ in described)
         device = next(iter(self._weights.values())).device
-        every = {key: of for _, _, shapes in described for key, of in shapes.items()}
+        every = {key: of for *_, shapes in described for key, of in shapes.items()}
         self._check_groups(every, "other ranks' clients")
         for key, (shape, numbers, dtype) in every.items():
             total = torch.zeros(numbers, device=device, dtype=dtype)
@@ -122,6 +129,10 @@ class BlockStatistics:
                 total = from_fixed(total)
                 whole = self._kind == "hessian"
                 statistic = unpack_triangle(total, shape[0]) if whole else total.view(shape)
+                if whole and self._rounded:
+                    # Rounded entries may leave a hessian of few tokens indefinite: by less than
+                    # this share of its diagonal, since roundings of a row add up as noise does.
+                    statistic.diagonal().mul_(1 + ROUNDING * shape[0] ** 0.5)
                 found |= dict.fromkeys(key, statistic)
         return found
 

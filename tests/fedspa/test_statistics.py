@@ -159,6 +159,22 @@ def test_statistics_in_bfloat16_take_half_the_bytes_and_change_little():
     assert 0.95 < agree < 1
 
 
+def test_rounding_leaves_no_hessian_of_few_tokens_indefinite():
+    """Eight tokens, with two features a thousand times the others, as outliers are."""
+    inputs = torch.randn(8, 64, generator=torch.Generator().manual_seed(1))
+    inputs[:, 3] *= 1000
+    inputs[:, 9] += inputs[:, 3] * 0.7
+    hessian = inputs.mT @ inputs
+    rounded = unpack_triangle(pack_triangle(hessian, torch.bfloat16), 64)
+    # More than SparseGPT's damping would mend.
+    least = float(torch.linalg.eigvalsh(rounded.double())[0])
+    assert least < -0.01 * float(hessian.diagonal().mean())
+    weights, sums = {"q": torch.zeros(4, 64)}, plain_sums("bfloat16")
+    block = BlockStatistics(weights, "hessian", 0, 0, ["a"], sums)
+    block.add(block.message("a", 1, Calibration({"q": hessian}, {"q": 8})))
+    assert float(torch.linalg.eigvalsh(block.statistics()["q"].double())[0]) > 0
+
+
 def test_nobody_votes_and_the_target_is_exact():
     _, report = run(make_clients(3), SUMS)
     for layer in report.layers:
