@@ -37,13 +37,15 @@ build: .venv/.installed ## set up .venv and build the native library
 CUDA_ON_CPU := build/cuda-on-cpu/libfedspa_native.so
 HAS_TRITON = $(shell $(PY) -c 'import triton' 2>/dev/null && echo yes)
 NATIVE_IS_BUILT = $(shell grep -s '"cpu"' $(RECORD))
-# Two processes that use a core each.
+# A second process beside the first, each with a core of its own; what it says is shown when both have ended.
 ELSEWHERE = $(if $(PLACES)$(HAS_TRITON),test-triton) $(if $(PLACES)$(NATIVE_IS_BUILT),test-cuda-on-cpu)
 SOME = $(PYTEST_FLAGS) $(if $(PYTEST_FLAGS),|| test $$? -eq 5)
 
 test: build lint ## lint, types and all tests; PYTEST_FLAGS='-k bitmask' for some of them
-	$(PY) -m pytest $(if $(PLACES),--places $(PLACES)) $(SOME)
-	$(if $(strip $(ELSEWHERE)),$(MAKE) --no-print-directory -j2 --output-sync=target $(ELSEWHERE))
+	@mkdir -p build
+	$(if $(strip $(ELSEWHERE)),$(MAKE) --no-print-directory $(ELSEWHERE) > build/test-elsewhere.log 2>&1 & elsewhere=$$!;) \
+	{ $(PY) -m pytest $(if $(PLACES),--places $(PLACES)) $(SOME); }; code=$$?; \
+	$(if $(strip $(ELSEWHERE)),wait $$elsewhere || code=1; cat build/test-elsewhere.log;) exit $$code
 
 test-gpu: build ## the kernels' tests on a CUDA GPU, and under compute-sanitizer
 	$(PY) -m pytest -m gpu tests/kernels --places cuda-native,cuda-triton,cuda-reference $(PYTEST_FLAGS)
