@@ -38,12 +38,14 @@ CUDA_ON_CPU := build/cuda-on-cpu/libfedspa_native.so
 HAS_TRITON = $(shell $(PY) -c 'import triton' 2>/dev/null && echo yes)
 NATIVE_IS_BUILT = $(shell grep -s '"cpu"' $(RECORD))
 # A second process beside the first, each with a core of its own; what it says is shown when both have ended.
+# BESIDE is a variable since make -n would run a line that names MAKE, and all tests with it.
+BESIDE = $(MAKE) --no-print-directory $(ELSEWHERE)
 ELSEWHERE = $(if $(PLACES)$(HAS_TRITON),test-triton) $(if $(PLACES)$(NATIVE_IS_BUILT),test-cuda-on-cpu)
 SOME = $(PYTEST_FLAGS) $(if $(PYTEST_FLAGS),|| test $$? -eq 5)
 
 test: build lint ## lint, types and all tests; PYTEST_FLAGS='-k bitmask' for some of them
 	@mkdir -p build
-	$(if $(strip $(ELSEWHERE)),$(MAKE) --no-print-directory $(ELSEWHERE) > build/test-elsewhere.log 2>&1 & elsewhere=$$!;) \
+	$(if $(strip $(ELSEWHERE)),$(BESIDE) > build/test-elsewhere.log 2>&1 & elsewhere=$$!;) \
 	{ $(PY) -m pytest $(if $(PLACES),--places $(PLACES)) $(SOME); }; code=$$?; \
 	$(if $(strip $(ELSEWHERE)),wait $$elsewhere || code=1; cat build/test-elsewhere.log;) exit $$code
 

@@ -4,7 +4,6 @@ An SVG has its light colours as they are and a style sheet that replaces them wh
 prefers dark; it stands on a surface of its own, so that it is legible on any page.
 """
 
-import io
 import math
 import re
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
 from bench.tables import OPERATORS
+from fedspa.charts import svg_text
 
 # (light, dark) by role.
 INK = ("#1c2126", "#e7ebf0")
@@ -60,13 +60,8 @@ STEPS = (
 
 def svg(figure: Figure) -> str:
     """Write a figure as SVG: the same bytes for the same figure, text as text, and dark colours."""
-    buffer = io.StringIO()
     with matplotlib.rc_context(STYLE):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    drawing = buffer.getvalue()
-    drawing = drawing[drawing.index("<svg") :]
-    drawing = re.sub(r"\s*<metadata>.*?</metadata>", "", drawing, flags=re.DOTALL)
-    drawing = re.sub(r"'DejaVu Sans'[^;\"]*", "system-ui, sans-serif", drawing)
+        drawing = svg_text(figure)
     rules = [
         f'[style*="{property}: {light}"]{{{property}:{dark} !important}}'
         for light, dark in (INK, MUTED, GRID, SURFACE, *SERIES)

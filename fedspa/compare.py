@@ -82,7 +82,7 @@ def compare(
     result = _Trial(
         method_name(settings),
         lambda: federated,
-        _share(report),
+        pruned_share(report),
         round(mean(client.bytes_up for client in report.clients)),
         round(mean(client.bytes_down for client in report.clients)),
     )
@@ -143,7 +143,7 @@ def _evaluate(
 def method_name(settings: Settings) -> str:
     """What the federation of these settings is called in a comparison."""
     parts = [METHODS[settings.aggregation]]
-    usual = "synchronous" if settings.aggregation == "statistics" else "one-shot"
+    usual = replace(settings, schedule=None, synchronize_every=None).walking
     if settings.synchronize_every not in (None, 1):
         parts.append(f"every {settings.synchronize_every} blocks")
     elif settings.walking != usual:
@@ -177,13 +177,21 @@ def _plain_mean(
 ) -> _Trial:
     """The same messages averaged with their zeros, then expanded."""
     broadcasts = aggregate_again(dense, messages, settings)
-    senders = Counter(message.block for message in messages)
-    returned = sum(message.nbytes * senders[message.block] for message in broadcasts)
     layers = [layer for message in broadcasts for layer in message.layers.values()]
     share = _pruned(layers) / _size(dense)
     weights = partial(unpack, dense, broadcasts)
     up = round(sum(message.nbytes for message in messages) / clients)
-    return _Trial(METHODS["mean"], weights, share, up, round(returned / clients))
+    down = mean_download(messages, broadcasts, clients)
+    return _Trial(METHODS["mean"], weights, share, up, down)
+
+
+def mean_download(
+    messages: Iterable[BlockMessage], broadcasts: Iterable[BlockMessage], clients: int
+) -> int:
+    """Bytes that a client gets in the mean: what was agreed goes to those who sent its block."""
+    senders = Counter(message.block for message in messages)
+    returned = sum(message.nbytes * senders[message.block] for message in broadcasts)
+    return round(returned / clients)
 
 
 def aggregate_again(
@@ -222,7 +230,9 @@ def _centralised(
     report = federate(model, [everything], settings, progress=progress)
     weights: Weights = [layer_weights(block) for block in decoder_blocks(model)]
     up = round(everything.tokens.numel() * BYTES_PER_TOKEN / clients)
-    return _Trial("centralised", lambda: weights, _share(report), up, report.clients[0].bytes_down)
+    return _Trial(
+        "centralised", lambda: weights, pruned_share(report), up, report.clients[0].bytes_down
+    )
 
 
 def unpack(dense: Weights, messages: Iterable[BlockMessage]) -> Weights:
@@ -244,7 +254,7 @@ def _received(layer: LayerMessage, dense: Tensor) -> Tensor:
     return layer.weight() if layer.values is not None else dense.masked_fill(~layer.mask(), 0)
 
 
-def _share(report: Report) -> float:
+def pruned_share(report: Report) -> float:
     """The share of all prunable weights that a run pruned, blocks that nobody drew included."""
     return _pruned(report.masks.values()) / int(report.model["prunable"])
 

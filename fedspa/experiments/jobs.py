@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fedspa.compare import BYTES_PER_TOKEN, aggregate_again
+from fedspa.compare import BYTES_PER_TOKEN, aggregate_again, mean_download, pruned_share
 from fedspa.data import client_names
 from fedspa.experiments.cases import CLIENT_SIDE, Case
 from fedspa.experiments.store import Record, plain, sentence
@@ -125,7 +125,7 @@ def _run_alone(bench: Workbench, case: Case) -> Record:
     return _measured(
         bench,
         heldout,
-        sparsity=sum(layer.pruned for layer in report.masks.values()) / bench.prunable,
+        sparsity=pruned_share(report),
         up=up,
         down=round(mean(client.bytes_down for client in report.clients)),
         exchanges=exchanges,
@@ -172,7 +172,6 @@ def _aggregate(bench: Workbench, case: Case, walked: _Walk) -> Record:
     seconds = perf_counter() - start
     bench.write(agreed)
     clients = len(walked.samples)
-    senders = [message.block for message in walked.messages]
     if settings.aggregation == "mask":
         layers = [layer for message in walked.messages for layer in message.layers.values()]
         up = sum(layer.bits.nbytes for layer in layers)
@@ -183,7 +182,7 @@ def _aggregate(bench: Workbench, case: Case, walked: _Walk) -> Record:
         walked.heldout,
         sparsity=_pruned(agreed) / bench.prunable,
         up=round(up / clients),
-        down=round(sum(m.nbytes * senders.count(m.block) for m in agreed) / clients),
+        down=mean_download(walked.messages, agreed, clients),
         exchanges=1,
         prune=walked.seconds + seconds,
     )

@@ -1,6 +1,5 @@
 """The pictures of a grid: what its records hold, and no empty panel."""
 
-import io
 import re
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
+from fedspa.charts import svg_text
 from fedspa.experiments.results.curves import exchanges, gaps, sparsity
 from fedspa.experiments.results.drawing import STYLE
 from fedspa.experiments.results.places import families
@@ -79,11 +79,6 @@ def _file_name(model: str) -> str:
 
 def svg(figure: Figure) -> str:
     """A figure as SVG: the same bytes for the same figure, and its text as text."""
-    buffer = io.StringIO()
     with matplotlib.rc_context(STYLE):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    drawing = buffer.getvalue()
-    drawing = drawing[drawing.index("<svg") :]
-    drawing = re.sub(r"\s*<metadata>.*?</metadata>", "", drawing, flags=re.DOTALL)
-    drawing = re.sub(r"'DejaVu Sans'[^;\"]*", "system-ui, sans-serif", drawing)
+        drawing = svg_text(figure)
     return re.sub(r"[ \t]+$", "", drawing, flags=re.MULTILINE).rstrip() + "\n"
