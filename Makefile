@@ -9,7 +9,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet --progress-bar off -c constraints.txt
-EXTRAS := gguf data tasks test dev
+EXTRAS := gguf data tasks flower test dev
 
 RECORD := kernels/fedspa_kernels/_build.json
 NATIVE := CMakeLists.txt $(wildcard $(foreach end,cpp cu h cuh,kernels/fedspa_kernels/*.$(end) kernels/fedspa_kernels/*/*.$(end)))

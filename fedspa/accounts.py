@@ -30,6 +30,7 @@ def report_of(run: Run, masks: Mapping[str, LayerMessage]) -> Report:
         unprunable=unprunable_weights(run.model, modules),
         clients=tuple(_client_result(member) for member in run.members),
         layers=tuple(run.layers),
+        blocks=tuple(run.results),
         seconds=run.clock.seconds(),
         peak_memory=peak_memory(),
         peak_gpu_memory=peak_gpu_memory(),
@@ -63,4 +64,6 @@ def _client_result(member: Member) -> ClientResult:
         bytes_up=member.bytes_up,
         bytes_down=member.bytes_down,
         loss=member.loss,
+        wire_up=member.wire_up,
+        wire_down=member.wire_down,
     )

@@ -4,28 +4,30 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from torch import Tensor, nn
+from torch import nn
 
 from fedspa import client as local
 from fedspa import server
-from fedspa.blocks import lent, unpacked, views
-from fedspa.calibration import BlockTask, calibrate, sum_statistics
+from fedspa.blocks import views
 from fedspa.members import Member, Run, goes_on
+from fedspa.messages import BlockMessage, StatisticsMessage
 from fedspa.pruners import additive_kind
-from fedspa.ranks import Ranks
-from fedspa.ranks import alone as one_rank
-from fedspa.report import LayerResult
-from fedspa.schedule import message_dtype, round_target
+from fedspa.report import BlockResult, LayerResult
+from fedspa.schedule import round_target
+from fedspa.settings import Settings
 from fedspa.statistics import BlockStatistics
-from fedspa.sums import FixedPoint
+from fedspa.work import gather_and_send, pass_by, propagate, prune_and_send, task_of
 
 # The first word of sentences about what is pruned with everybody's statistics.
 SERVER = "the server"
 
 
-def run_block(run: Run, round_index: int, index: int, *, ahead: bool, follow: bool) -> None:
+def run_block(
+    run: Run, round_index: int, index: int, together: range, *, ahead: bool, follow: bool
+) -> None:
     """Let the clients that drew a block work on it one after the other, then agree on it.
 
+    together: the blocks that are exchanged with it.
     ahead: the clients then walk on before the server has agreed: through what each made of the
         block, or, where it only gathered statistics, through the block as it was.
     follow: they walk on through what was agreed on. At most one of both.
@@ -35,92 +37,104 @@ def run_block(run: Run, round_index: int, index: int, *, ahead: bool, follow: bo
         return
     with run.blocks.open(index) as block:
         if run.settings.aggregation == "statistics":
-            sums, clients = _add_statistics(run, block, taking_part, round_index, index, ahead)
+            collect = _collect_statistics
         else:
-            sums, clients = _add_weights(run, block, taking_part, round_index, index, ahead)
+            collect = _collect_weights
+        sums, senders = collect(run, block, taking_part, round_index, index, together, ahead)
         for member in run.walked:
             if member not in taking_part and (ahead or follow):
                 pass_by(run, block, member, index)
         if not taking_part:
             return
         with run.clock.stage("aggregate"):
-            _agree(run, sums, clients, taking_part, round_index, index)
+            _agree(run, sums, senders, taking_part, round_index, index)
         if follow:
             for member in run.walked:
                 if member in taking_part:
                     propagate(run, block, member, index)
 
 
-def walk_again(run: Run, index: int, last: int) -> None:
-    """Move clients past a block that was agreed on, as it is now.
-
-    last: the block up to which they walk; whoever needs nothing behind it stays.
-    """
-    going = [member for member in run.walked if goes_on(run, member, last)]
-    if not going:
-        return
-    with run.blocks.open(index) as block:
-        for member in going:
-            if index in member.drawn[-1]:
-                propagate(run, block, member, index)
-            else:
-                pass_by(run, block, member, index)
-
-
-def _add_weights(
-    run: Run, block: nn.Module, taking_part: list[Member], round_index: int, index: int, ahead: bool
-) -> tuple[server.BlockAggregation, int]:
-    """Add up what clients pruned by themselves; returns the sums and how many clients they hold."""
+def _collect_weights(
+    run: Run,
+    block: nn.Module,
+    taking_part: list[Member],
+    round_index: int,
+    index: int,
+    together: range,
+    ahead: bool,
+) -> tuple[server.BlockAggregation, list[str]]:
+    """Add up what clients pruned by themselves; returns the sums and who is in them."""
     sums = server.BlockAggregation(views(block), run.settings)
-    for member in run.walked:
-        if member not in taking_part:
-            continue
-        result = _prune_locally(run, block, member, round_index, index)
-        run.progress.stage("aggregate", member.name)
+    senders: list[str] = []
+
+    def add(message: BlockMessage | StatisticsMessage) -> None:
+        assert isinstance(message, BlockMessage)
+        run.progress.stage("aggregate", message.sender)
         with run.clock.stage("aggregate"):
-            sums.add(result.message)
-        if ahead:
-            with lent(block, result.weights):
-                propagate(run, block, member, index)
-        # Otherwise it would live until the next client has its own.
-        del result
+            sums.add(message)
+        _account(run, taking_part, message, senders)
+
+    if run.remote is not None:
+        run.remote.collect(run, block, taking_part, round_index, index, together, add)
+    for member in run.walked:
+        if member in taking_part:
+            prune_and_send(run, block, member, round_index, index, add, ahead=ahead)
     if taking_part and run.ranks.split == "clients":
         with run.clock.stage("aggregate"):
             sums.add_other_ranks(run.ranks)
-    return sums, sums.clients
+        senders = [member.name for member in taking_part]
+    return sums, senders
 
 
-def _add_statistics(
-    run: Run, block: nn.Module, taking_part: list[Member], round_index: int, index: int, ahead: bool
-) -> tuple[server.BlockAggregation, int]:
+def _collect_statistics(
+    run: Run,
+    block: nn.Module,
+    taking_part: list[Member],
+    round_index: int,
+    index: int,
+    together: range,
+    ahead: bool,
+) -> tuple[server.BlockAggregation, list[str]]:
     """Prune once with the sum of all clients' statistics: the server is a client of its own.
 
-    returns: the sums of that one client, and how many clients sent statistics
+    returns: the sums of that one client, and who sent statistics
     """
     names = [member.name for member in taking_part]
     kind = additive_kind(run.pruner)
     found = BlockStatistics(views(block), kind, round_index, index, names, run.open_sum)
+    senders: list[str] = []
+
+    def add(message: BlockMessage | StatisticsMessage) -> None:
+        assert isinstance(message, StatisticsMessage)
+        run.progress.stage("aggregate", message.sender)
+        with run.clock.stage("aggregate"):
+            found.add(message)
+        _account(run, taking_part, message, senders)
+
+    if run.remote is not None:
+        run.remote.collect(run, block, taking_part, round_index, index, together, add)
     for member in run.walked:
         if member in taking_part:
-            _gather_locally(run, block, member, found, len(names), round_index, index)
-            if ahead:
-                propagate(run, block, member, index)
-    alone = replace(
-        run.settings,
-        aggregation="l0",
-        schedule="one-shot",
-        synchronize_every=None,
-        weighting="uniform",
-        statistics_dtype="float32",
-    )
-    pruned = server.BlockAggregation(views(block), alone)
+            gather_and_send(run, block, member, round_index, index, found, add, ahead=ahead)
+    pruned = server.BlockAggregation(views(block), _alone(run))
     if not taking_part:
-        return pruned, 0
+        return pruned, senders
     if run.ranks.split == "clients":
         with run.clock.stage("aggregate"):
             found.add_other_ranks(run.ranks)
+        senders = names
+    message = _prune_once(run, block, found, round_index, index)
+    with run.clock.stage("aggregate"):
+        pruned.add(message)
+    return pruned, senders
+
+
+def _prune_once(
+    run: Run, block: nn.Module, found: BlockStatistics, round_index: int, index: int
+) -> BlockMessage:
+    """What the server makes of the sum of statistics, which it lets go."""
     # Nothing travels yet, and so nothing is rounded.
-    task = replace(_task(run, round_index, index, None), message_dtype=None)
+    task = replace(task_of(run, round_index, index, None), message_dtype=None)
     run.progress.stage("prune")
     with run.clock.stage("prune"):
         result = local.prune(
@@ -133,97 +147,47 @@ def _add_statistics(
             run.ranks,
             who=SERVER,
         )
-    clients = found.clients
-    # A hessian may be larger than all weights that it prunes.
-    del found
-    with run.clock.stage("aggregate"):
-        pruned.add(result.message)
-    return pruned, clients
+    return result.message
 
 
-def _gather_locally(
-    run: Run,
-    block: nn.Module,
-    member: Member,
-    sums: BlockStatistics,
-    clients: int,
-    round_index: int,
-    index: int,
-) -> None:
-    """Let a client, one of so many, send its statistics of a block."""
-    task = _task(run, round_index, index, member.client.sparsity)
-    run.progress.stage("calibrate", member.name)
-    with run.clock.stage("calibrate"):
-        pruner = run.pruner
-        if run.settings.statistics_dtype == "int64":
-            pruner = FixedPoint(pruner, clients)
-        sharing = _sharing_samples(run)
-        # What another client's tokens reach is enough, but ranks must add up the same layers.
-        every = sharing.size > 1
-        found = calibrate(member.name, block, member.stream, task, pruner, every_layer=every)
-        found = sum_statistics(found, sharing)
-        message = sums.message(member.name, member.samples, found)
-    member.bytes_up += message.nbytes
-    if run.observe is not None:
-        run.observe(message)
-    run.progress.stage("aggregate", member.name)
-    with run.clock.stage("aggregate"):
-        sums.add(message)
-
-
-def _prune_locally(
-    run: Run, block: nn.Module, member: Member, round_index: int, index: int
-) -> local.LocalResult:
-    task = _task(run, round_index, index, member.client.sparsity)
-    together = _sharing_samples(run)
-    run.progress.stage("calibrate", member.name)
-    with run.clock.stage("calibrate"):
-        found = calibrate(member.name, block, member.stream, task, run.pruner)
-        found = sum_statistics(found, together)
-    run.progress.stage("prune", member.name)
-    with run.clock.stage("prune"):
-        result = local.prune(
-            member.name, member.samples, block, found.statistics, task, run.pruner, together
-        )
-    member.bytes_up += result.message.nbytes
-    member.loss += result.loss
-    member.pruned += sum(layer.pruned for layer in result.message.layers.values())
-    member.weights += sum(weight.numel() for weight in result.weights.values())
-    if run.observe is not None:
-        run.observe(result.message)
-    return result
-
-
-def _task(run: Run, round_index: int, index: int, sparsity: float | None) -> BlockTask:
-    """What a block must reach, for a client with a sparsity of its own."""
-    settings = run.settings
-    return BlockTask(
-        round=round_index,
-        block=index,
-        name=run.blocks.names[index],
-        target=round_target(settings, round_index, sparsity),
-        support=_support(run, index),
-        message_dtype=message_dtype(settings),
-        mask_only=settings.aggregation == "mask",
+def _alone(run: Run) -> Settings:
+    """The settings under which the server aggregates its own result."""
+    return replace(
+        run.settings,
+        aggregation="l0",
+        schedule="one-shot",
+        synchronize_every=None,
+        weighting="uniform",
+        statistics_dtype="float32",
     )
 
 
-def _sharing_samples(run: Run) -> Ranks:
-    """The ranks that each hold a part of a client's windows."""
-    return run.ranks if run.ranks.split == "samples" else one_rank()
+def _account(
+    run: Run,
+    taking_part: list[Member],
+    message: BlockMessage | StatisticsMessage,
+    senders: list[str],
+) -> None:
+    """Keep account of what a client has sent."""
+    (member,) = (member for member in taking_part if member.name == message.sender)
+    member.bytes_up += message.nbytes
+    if isinstance(message, BlockMessage):
+        member.loss += message.loss
+        member.pruned += sum(layer.pruned for layer in message.layers.values())
+        member.weights += sum(rows * cols for rows, cols in _shapes(message))
+    senders.append(member.name)
+    if run.observe is not None:
+        run.observe(message)
 
 
-def _support(run: Run, index: int) -> dict[str, Tensor] | None:
-    """The masks that former rounds agreed on, or None where the block is still dense."""
-    if index not in run.agreed:
-        return None
-    return unpacked(run.blocks.masks(index), run.blocks.device)
+def _shapes(message: BlockMessage) -> list[tuple[int, int]]:
+    return [layer.shape for layer in message.layers.values()]
 
 
 def _agree(
     run: Run,
     sums: server.BlockAggregation,
-    clients: int,
+    senders: list[str],
     taking_part: list[Member],
     round_index: int,
     index: int,
@@ -235,9 +199,14 @@ def _agree(
     run.blocks.keep(index, server.received_weights(message, agreed), message)
     run.agreed[index] = round_index
     run.sent[index] = message.nbytes
-    for member in taking_part:
-        member.holds[index] = round_index
-        member.bytes_down += message.nbytes
+    left_out = {}
+    if run.remote is not None:
+        left_out = run.remote.agreed(run, message)
+    else:
+        for member in taking_part:
+            member.holds[index] = round_index
+            member.bytes_down += message.nbytes
+    run.results.append(BlockResult(round_index, index, tuple(senders), left_out))
     statistics = run.settings.aggregation == "statistics"
     for name, layer in agreed.items():
         run.layers.append(
@@ -246,29 +215,9 @@ def _agree(
                 block=index,
                 layer=name,
                 shape=tuple(layer.mask.shape),
-                clients=clients,
+                clients=len(senders),
                 sparsity=1 - layer.kept / layer.mask.numel(),
                 # With sums of statistics nobody has voted.
                 votes=() if statistics else layer.histogram,
             )
         )
-
-
-def pass_by(run: Run, block: nn.Module, member: Member, index: int) -> None:
-    """Move a client past a block that it did not draw, which it takes dense from its own cache."""
-    if not goes_on(run, member, index):
-        return
-    if index in run.agreed:
-        with lent(block, run.blocks.pretrained(index)):
-            propagate(run, block, member, index)
-    else:
-        propagate(run, block, member, index)
-
-
-def propagate(run: Run, block: nn.Module, member: Member, index: int) -> None:
-    """Move a client's hidden states past a block, unless none of its blocks needs them any more."""
-    if not goes_on(run, member, index):
-        return
-    run.progress.stage("propagate", member.name)
-    with run.clock.stage("propagate"):
-        local.propagate(block, member.stream, index)

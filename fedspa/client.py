@@ -24,7 +24,6 @@ class LocalResult:
 
     message: BlockMessage
     weights: dict[str, Tensor]
-    loss: float = 0.0
 
 
 @torch.no_grad()
@@ -72,8 +71,8 @@ def prune(
             weight, mask, _ = pruned[name]
             with about(where([name])):
                 packed[name] = pack_layer(weight, mask, task.message_dtype, task.mask_only, count)
-    message = BlockMessage(client, task.round, task.block, samples, packed)
-    return LocalResult(message, {name: pruned[name].weight for name in layers}, sum(losses))
+    message = BlockMessage(client, task.round, task.block, samples, packed, sum(losses))
+    return LocalResult(message, {name: pruned[name].weight for name in layers})
 
 
 def _work(names: Sequence[str], layers: Mapping[str, Tensor]) -> float:

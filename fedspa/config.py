@@ -86,7 +86,7 @@ def read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> No
     del names["config"]
     defaults: dict[str, Any] = {}
     for key, value in table.items():
-        known = _known(f"config: {path}", key.replace("-", "_"), names)
+        known = known_key(f"config: {path}", key.replace("-", "_"), names)
         if known == "client":
             _read_clients(ctx, path, value, defaults)
         else:
@@ -169,7 +169,7 @@ def _client_tables(path: Path, tables: Sequence[dict[str, Any]]) -> list[ClientS
     specs = []
     for number, table in enumerate(tables, start=1):
         for key in table:
-            _known(f"config: {path}, client {number}", key, names)
+            known_key(f"config: {path}, client {number}", key, names)
         missing = [name for name in ("name", "text") if name not in table]
         if missing:
             raise ValueError(f"config: {path}, client {number} has no {' and no '.join(missing)}")
@@ -183,7 +183,8 @@ def _client_tables(path: Path, tables: Sequence[dict[str, Any]]) -> list[ClientS
     return specs
 
 
-def _known(where: str, key: str, names: Mapping[str, Any]) -> str:
+def known_key(where: str, key: str, names: Mapping[str, Any]) -> str:
+    """The key, or ValueError with the one that may be meant; `where` is the sentence's subject."""
     if key in names:
         return key
     near = difflib.get_close_matches(key, names, n=1, cutoff=0.4)

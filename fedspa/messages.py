@@ -55,7 +55,8 @@ class BlockMessage:
     """A decoder block's pruned layers, from a client to the server or back.
 
     sender: the client's name, or "server". samples: calibration windows behind it (0 from the
-    server). layers: by their names within the block.
+    server). layers: by their names within the block. loss: the sum of the layers' pruning losses,
+    0 from the server or where the pruner has none.
     """
 
     sender: str
@@ -63,6 +64,7 @@ class BlockMessage:
     block: int
     samples: int
     layers: dict[str, LayerMessage]
+    loss: float = 0.0
 
     @property
     def nbytes(self) -> int:

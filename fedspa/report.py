@@ -14,6 +14,7 @@ from fedspa.machine import machine, peak_gpu_memory, peak_memory, versions
 from fedspa.tables import client_table, method_rows, method_table
 
 __all__ = [
+    "BlockResult",
     "ClientResult",
     "LayerResult",
     "Method",
@@ -102,12 +103,28 @@ class LayerResult:
 
 
 @dataclass(frozen=True)
+class BlockResult:
+    """Who took part in a decoder block in a round.
+
+    clients:  those whose results are in it
+    left_out: others who were asked for it, and why they are not in it
+    """
+
+    round: int
+    block: int
+    clients: tuple[str, ...]
+    left_out: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class ClientResult:
     """One client over the whole run.
 
     sparsity: share of the weights that it pruned that it set to zero; nan where it pruned none
     blocks:   the decoder blocks that it drew, by round
     loss:     sum of its pruning losses; 0 where the pruner has none
+    wire_up, wire_down: bytes of whole messages on a network, with what they say of themselves; 0
+        where the client was in the same process
     """
 
     name: str
@@ -119,6 +136,8 @@ class ClientResult:
     bytes_up: int
     bytes_down: int
     loss: float = 0.0
+    wire_up: int = 0
+    wire_down: int = 0
 
 
 @dataclass(frozen=True)
@@ -129,6 +148,7 @@ class Report:
     model:      name, type, blocks, parameters, prunable
     unprunable: names of weights inside the blocks that were left alone, and why
     layers:     one entry for every round and weight matrix that was aggregated
+    blocks:     one entry for every round and block that was aggregated: who took part
     methods:    the comparison, where it was measured
     result:     the name of the method that is this run's own; None: the last
     seconds:    by step of the run
@@ -141,6 +161,7 @@ class Report:
     unprunable: tuple[str, ...]
     clients: tuple[ClientResult, ...]
     layers: tuple[LayerResult, ...]
+    blocks: tuple[BlockResult, ...] = ()
     methods: tuple[Method, ...] = ()
     result: str | None = None
     seconds: dict[str, float] = field(default_factory=dict)
@@ -219,6 +240,7 @@ def _report(record: dict[str, Any]) -> Report:
                 ClientResult, record["clients"], blocks=_nested, sparsity=float, loss=float
             ),
             "layers": _each(LayerResult, record["layers"], shape=tuple, votes=tuple),
+            "blocks": _each(BlockResult, record.get("blocks", ()), clients=tuple),
             "methods": _each(Method, record["methods"], perplexity=_floats),
             "seconds": _floats(record["seconds"]),
         }

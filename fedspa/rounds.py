@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fedspa import server
-from fedspa.agreement import run_block, walk_again
+from fedspa.agreement import run_block
 from fedspa.batches import choose_batch
 from fedspa.members import Member, Run
 from fedspa.schedule import exchanged_together
 from fedspa.settings import Settings
 from fedspa.walk import embed
+from fedspa.work import walk_again
 
 
 def block_counts(members: Sequence[Member], blocks: int, settings: Settings) -> list[int]:
@@ -51,7 +52,8 @@ def run_round(run: Run, round_index: int, first: int = 0) -> None:
     if first == 0:
         for member, mine in zip(run.order, draw_blocks(run, round_index), strict=True):
             member.drawn.append(tuple(mine))
-            _download(run, member, mine)
+            if run.remote is None:
+                _download(run, member, mine)
         embed_all(run)
     blocks = len(run.blocks)
     together = exchanged_together(run.settings, blocks)
@@ -74,7 +76,7 @@ def _exchange(run: Run, round_index: int, indices: range) -> None:
             member.stream.mark()
     for index in indices:
         ahead = index != indices[-1]
-        run_block(run, round_index, index, ahead=ahead, follow=once)
+        run_block(run, round_index, index, indices, ahead=ahead, follow=once)
         run.progress.block_done(round_index, index)
         if again and ahead:
             for member in run.walked:
@@ -96,7 +98,7 @@ def _exchange(run: Run, round_index: int, indices: range) -> None:
 
 def embed_all(run: Run) -> None:
     """Give every member that this rank walks the hidden states that enter the first block."""
-    if not run.pruner.needs_inputs:
+    if not run.pruner.needs_inputs or not run.walked:
         return
     with run.blocks.embedding():
         for member in run.walked:
@@ -118,7 +120,7 @@ def embed_all(run: Run) -> None:
 
 def restore_arguments(run: Run) -> None:
     """Give the members what their blocks are called with; hidden states come from elsewhere."""
-    if not run.pruner.needs_inputs:
+    if not run.pruner.needs_inputs or not run.walked:
         return
     with run.blocks.embedding():
         for member in run.walked:

@@ -14,7 +14,7 @@ from fedspa.blocks import Blocks, HeldBlocks
 from fedspa.clock import StageClock
 from fedspa.data import Client, check_clients, client_names
 from fedspa.loading import Loaded, open_model
-from fedspa.members import Member, Observer, Run
+from fedspa.members import Member, Observer, Remote, Run
 from fedspa.model import (
     check_model,
     longest_window,
@@ -166,20 +166,27 @@ def prepare(
     observe: Observer | None,
     open_sum: OpenSum | None,
     ranks: Ranks,
+    remote: Remote | None = None,
 ) -> Run:
-    """Check everything that a run depends on, before it starts."""
-    check_clients(clients, vocabulary_size(model), longest_window(model))
+    """Check everything that a run depends on, before it starts.
+
+    remote: whose members take the place of clients, and are walked by nobody here.
+    """
+    if remote is None:
+        check_clients(clients, vocabulary_size(model), longest_window(model))
+        named = zip(clients, client_names(clients), strict=True)
+        members = [Member(client, name, order_key(client)) for client, name in named]
+    else:
+        members, clients = remote.members, [member.client for member in remote.members]
     _check_target(clients, settings)
     width = None
     if settings.pattern is not None:
         width = parse_pattern("settings", settings.pattern, width=0)[1]
     check_model(model, blocks.modules, width, streamed=not isinstance(blocks, HeldBlocks))
-    names = client_names(clients)
-    members = [Member(c, name) for c, name in zip(clients, names, strict=True)]
-    order = sorted(members, key=_order_key)
+    order = sorted(members, key=lambda member: member.digest)
     ranks.check_same("settings", {name: repr(v) for name, v in settings.to_dict().items()})
-    ranks.check_same("clients", {member.name: _order_key(member) for member in members})
-    walked = order
+    ranks.check_same("clients", {member.name: member.digest for member in members})
+    walked = order if remote is None else []
     if ranks.split == "clients":
         ranks.check_enough(len(order), "clients")
         walked = ranks.mine(order)
@@ -212,6 +219,7 @@ def prepare(
         ranks=ranks,
         walked=walked,
         open_sum=open_sum or plain_sums(settings.statistics_dtype),
+        remote=remote,
     )
     for round_index in range(settings.rounds):
         draw_blocks(run, round_index)
@@ -236,9 +244,8 @@ def walk(run: Run, around: Surroundings, start: tuple[int, int] = (0, 0)) -> Non
             run_round(run, round_index, block if round_index == first_round else 0)
 
 
-def _order_key(member: Member) -> str:
+def order_key(client: Client) -> str:
     """An order that the clients' data decides: float sums then do not depend on the list's."""
-    client = member.client
     tokens = client.tokens.contiguous().cpu().numpy().tobytes()
     settings = repr((client.tokens.shape, client.capacity, client.sparsity)).encode()
     return hashlib.sha256(tokens + settings).hexdigest()

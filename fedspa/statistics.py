@@ -38,14 +38,14 @@ class BlockStatistics:
     ) -> None:
         """weights: the block's layers (rows, cols). kind: of the statistic, one of `pruners.SUMS`.
 
-        clients: that take part, in the order in which they will be added.
+        clients: that take part, in the order in which they will be added; `expected`.
         """
         self.clients = 0
         self.samples = 0
         self._weights = weights
         self._kind = kind
         self._place = (round_index, block)
-        self._expected = tuple(clients)
+        self.expected = tuple(clients)
         self._open_sum = open_sum
         self._senders: set[str] = set()
         self._rounded = False
@@ -140,7 +140,7 @@ class BlockStatistics:
         if layers not in self._sums:
             round_index, block = self._place
             place = f"round {round_index}, block {block}, layer {' and '.join(layers)}"
-            self._sums[layers] = self._open_sum(place, self._expected)
+            self._sums[layers] = self._open_sum(place, self.expected)
         return self._sums[layers]
 
     def _described(self) -> dict[tuple[str, ...], tuple[tuple[int, ...], int, torch.dtype]]:
@@ -156,7 +156,7 @@ class BlockStatistics:
                 f"any client reached it; add samples"
             )
         for key, sums in self._sums.items():
-            missing = [n for n in self._expected if n not in self._parts.get(key, ())]
+            missing = [n for n in self.expected if n not in self._parts.get(key, ())]
             if missing and not sums.readable:
                 raise ValueError(
                     f"block {self._place[1]}, layer {' and '.join(key)}: "
@@ -173,10 +173,10 @@ class BlockStatistics:
             )
         if sender in self._senders:
             raise ValueError(f"{sender!r} sent its statistics of block {message.block} twice")
-        if sender not in self._expected:
+        if sender not in self.expected:
             raise ValueError(
                 f"{sender!r} sent statistics of block {message.block}, which was asked of "
-                f"{', '.join(map(repr, self._expected))}"
+                f"{', '.join(map(repr, self.expected))}"
             )
 
     def _check(self, message: StatisticsMessage) -> None:

@@ -122,6 +122,24 @@ class StreamedBlocks:
                 self._write(index, views(block))
         self._versions[index] = message.round
 
+    def receive(self, index: int, message: BlockMessage) -> None:
+        """Bring a block to the disk that was agreed on elsewhere; it is opened so from now on."""
+        assert self._folder is not None
+        layers = message.layers
+        alone = any(layer.values is None for layer in layers.values())
+        dense = self.pretrained(index) if alone else {}
+        weights = {
+            name: dense[name].masked_fill(~layer.mask().to(dense[name].device), 0)
+            if layer.values is None
+            else layer.weight()
+            for name, layer in layers.items()
+        }
+        masks = self._full_names(index, bits_only(message))
+        journal.write(self._folder, index, message.round, masks, self._full_names(index, weights))
+        self._versions[index] = message.round
+        if self._open == index:
+            self._close()
+
     def masks(self, index: int) -> dict[str, LayerMessage]:
         """As the journal has them."""
         if index not in self._versions:

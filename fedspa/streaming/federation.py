@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from fedspa.accounts import gather_accounts, report_of
 from fedspa.data import Client
-from fedspa.members import Member, Observer, Run, goes_on
+from fedspa.members import Member, Observer, Remote, Run, goes_on
 from fedspa.model import decoder_blocks
 from fedspa.output import MASKS_FILE, REPORT_BYTES, StoredMasks, check_output, write_report
 from fedspa.ranks import Ranks
@@ -25,14 +24,14 @@ from fedspa.streaming import journal
 from fedspa.streaming.activations import Hidden
 from fedspa.streaming.architecture import Source
 from fedspa.streaming.blocks import StreamedBlocks
-from fedspa.streaming.checkpoint import content_digest
-from fedspa.streaming.companions import CONFIG, copy_rest
+from fedspa.streaming.companions import copy_rest
+from fedspa.streaming.fingerprint import compare, fingerprint, model_identity
 from fedspa.streaming.folder import Folders, building
 from fedspa.streaming.judged import judge
 from fedspa.streaming.merging import merge
 from fedspa.streaming.room import choose_place, disk_bytes
 from fedspa.streaming.shards import OutputShards
-from fedspa.streaming.state import Account, State, commit, compare, fingerprint, load
+from fedspa.streaming.state import Account, State, commit, load
 from fedspa.sums import OpenSum
 from fedspa.walk import Stream
 
@@ -47,9 +46,11 @@ def federate_streamed(
     observe: Observer | None = None,
     open_sum: OpenSum | None = None,
     heldout: Mapping[str, Tensor] | None = None,
+    remote: Remote | None = None,
 ) -> Report:
     """`run.federate` for a source; arguments as there.
 
+    remote: clients elsewhere, which take the place of `clients`.
     heldout: for every text its evaluation windows (windows, length) int64; the dense model and
         the pruned one are measured on them, streamed as well.
     """
@@ -67,7 +68,7 @@ def federate_streamed(
             source, device, folders.state, opened_again=again, versions=versions
         )
         try:
-            run = prepare(source.model, blocks, clients, settings, observe, open_sum, ranks)
+            run = prepare(source.model, blocks, clients, settings, observe, open_sum, ranks, remote)
             run.agreed = versions
             place = choose_place(around.activations, run, source.dtype, folders.state)
             _place_hidden(run, place, folders.state)
@@ -84,12 +85,14 @@ def federate_streamed(
             saved = _Saving(run, blocks, folders.state, identity, stored)
             run.block_done = saved.block_done
             walk(run, around, saved.resume())
+            if remote is not None:
+                remote.finish(run)
             for member in run.walked:
                 # The last state names none of them, and an evaluation needs the room.
                 member.stream.hidden.clear()
             report = replace(report_of(run, StoredMasks(out)), seconds=saved.seconds())
             if ranks.first:
-                _complete(run, source, blocks, folders)
+                complete(run, source, blocks, folders)
                 if heldout:
                     show = around.progress
                     report = judge(
@@ -105,16 +108,13 @@ def federate_streamed(
 
 def _identity(run: Run, source: Source, device: torch.device) -> dict:
     """What the run's bits depend on."""
-    config = (source.checkpoint.folder / CONFIG).read_bytes()
-    model = {
-        "content": content_digest(source.checkpoint),
-        "configuration": sha256(config).hexdigest(),
-        "dtype": str(source.dtype),
-    }
     batches = [batch_of(run, member) for member in run.members]
-    clients = [member.client for member in run.members]
+    clients = [replace(member.client, name=member.name) for member in run.members]
     ranks = {"number": run.ranks.size, "split": run.ranks.split}
-    return fingerprint(model, run.settings, clients, batches, device, ranks)
+    digests = [member.digest for member in run.members] if run.remote is not None else None
+    return fingerprint(
+        model_identity(source), run.settings, clients, batches, device, ranks, digests
+    )
 
 
 def _place_hidden(run: Run, place: str, folder: Path) -> None:
@@ -157,11 +157,13 @@ class _Saving:
         if run.ranks.first:
             journal.forget(self._folder, stored.agreed)
         run.layers.extend(stored.layers)
+        run.results.extend(stored.results)
         run.sent.update(stored.sent)
         for member in run.members:
             account = stored.accounts[member.name]
             member.drawn = list(account.drawn)
             member.bytes_up, member.bytes_down = account.bytes_up, account.bytes_down
+            member.wire_up, member.wire_down = account.wire_up, account.wire_down
             member.pruned, member.weights = account.pruned, account.weights
             member.loss, member.holds = account.loss, dict(account.holds)
         if stored.block:
@@ -209,6 +211,8 @@ class _Saving:
                 drawn=tuple(member.drawn),
                 bytes_up=member.bytes_up,
                 bytes_down=member.bytes_down,
+                wire_up=member.wire_up,
+                wire_down=member.wire_down,
                 pruned=member.pruned,
                 weights=member.weights,
                 loss=member.loss,
@@ -223,14 +227,15 @@ class _Saving:
             accounts=accounts,
             hidden=hidden,
             layers=tuple(run.layers),
+            results=tuple(run.results),
             agreed=run.agreed,
             sent=run.sent,
             seconds=self.seconds(),
         )
 
 
-def _complete(run: Run, source: Source, blocks: StreamedBlocks, folders: Folders) -> None:
-    """Bring everything into the output's folder but the report."""
+def complete(run: Run, source: Source, blocks: StreamedBlocks, folders: Folders) -> None:
+    """Bring everything into the output's folder but the report: weights, masks, companions."""
     blocks.complete()
     assert blocks.output is not None
     blocks.output.finish()

@@ -14,6 +14,9 @@ from torch import Tensor
 from fedspa.data import Client, client_names
 from fedspa.machine import versions
 from fedspa.settings import Settings
+from fedspa.streaming.architecture import Source
+from fedspa.streaming.checkpoint import content_digest
+from fedspa.streaming.companions import CONFIG
 from fedspa_kernels import dispatch
 
 # Whose code computes what a run writes.
@@ -29,6 +32,7 @@ def fingerprint(
     batches: Sequence[int],
     device: torch.device | str,
     ranks: Mapping[str, Any] | None = None,
+    digests: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """What a run is, as plain values by topic.
 
@@ -36,15 +40,33 @@ def fingerprint(
     batches: for every client, how many windows go through a block at once
     device:  where blocks are computed
     ranks:   such as their number and what is split; None: one
+    digests: of the clients' tokens, where they are elsewhere; None: they are here
     """
-    named = zip(client_names(clients), clients, batches, strict=True)
+    digests = digests or [tokens_digest(client.tokens) for client in clients]
+    described = zip(clients, batches, digests, strict=True)
+    named = zip(client_names(clients), described, strict=True)
     return {
         "model": dict(model),
         "settings": _settings(settings),
-        "clients": {name: _client(client, batch) for name, client, batch in named},
+        "clients": {name: _client(*of) for name, of in named},
         "machine": _machine(torch.device(device)),
         "ranks": dict(ranks or {}),
     }
+
+
+def model_identity(source: Source) -> dict[str, str]:
+    """What a model is: its weights, its configuration, and the dtype that it is computed in."""
+    config = (source.checkpoint.folder / CONFIG).read_bytes()
+    return {
+        "content": content_digest(source.checkpoint),
+        "configuration": hashlib.sha256(config).hexdigest(),
+        "dtype": str(source.dtype),
+    }
+
+
+def model_digest(source: Source) -> str:
+    """One SHA-256 of `model_identity`, by which two machines know that they have the same model."""
+    return hashlib.sha256(json.dumps(model_identity(source)).encode()).hexdigest()
 
 
 def tokens_digest(tokens: Tensor) -> str:
@@ -83,9 +105,9 @@ def _settings(settings: Settings) -> dict[str, Any]:
     return values
 
 
-def _client(client: Client, batch: int) -> dict[str, Any]:
+def _client(client: Client, batch: int, digest: str) -> dict[str, Any]:
     return {
-        "tokens": tokens_digest(client.tokens),
+        "tokens": digest,
         "samples": client.tokens.shape[0],
         "length": client.tokens.shape[1],
         "capacity": client.capacity,

@@ -8,13 +8,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedspa.report import LayerResult
+from fedspa.report import BlockResult, LayerResult
 from fedspa.streaming.disk import sync_folder, write_whole
-from fedspa.streaming.fingerprint import compare, fingerprint
 
-__all__ = ["Account", "State", "commit", "compare", "fingerprint", "load"]
+__all__ = ["Account", "State", "commit", "load"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 STATE_FILE = "state.json"
 
 
@@ -29,6 +28,8 @@ class Account:
     drawn: tuple[tuple[int, ...], ...] = ()
     bytes_up: int = 0
     bytes_down: int = 0
+    wire_up: int = 0
+    wire_down: int = 0
     pruned: int = 0
     weights: int = 0
     loss: float = 0.0
@@ -44,7 +45,7 @@ class State:
     accounts: by the members' names
     hidden:   by the name that the caller chose, what `Hidden.describe` said; without hidden states
               that the next block needs, without an entry
-    layers:   results so far
+    layers, results: of weight matrices and of blocks, so far
     agreed, sent: for every block that was pruned the round of its last broadcast, and its bytes
     seconds:  by stage
     """
@@ -55,6 +56,7 @@ class State:
     accounts: dict[str, Account] = field(default_factory=dict)
     hidden: dict[str, dict[str, Any]] = field(default_factory=dict)
     layers: tuple[LayerResult, ...] = ()
+    results: tuple[BlockResult, ...] = ()
     agreed: dict[int, int] = field(default_factory=dict)
     sent: dict[int, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -117,6 +119,10 @@ def _state(record: dict[str, Any]) -> State:
         LayerResult(**layer | {"shape": tuple(layer["shape"]), "votes": tuple(layer["votes"])})
         for layer in record["layers"]
     )
+    results = tuple(
+        BlockResult(**result | {"clients": tuple(result["clients"])})
+        for result in record["results"]
+    )
     return State(
         **record
         | {
@@ -124,6 +130,7 @@ def _state(record: dict[str, Any]) -> State:
             "block": int(record["block"]),
             "accounts": accounts,
             "layers": layers,
+            "results": results,
             "agreed": _numbered(record["agreed"]),
             "sent": _numbered(record["sent"]),
         }

@@ -12,14 +12,16 @@ import torch
 from small_models import make_clients
 
 from fedspa import Client, Settings
-from fedspa.report import LayerResult
-from fedspa.streaming.fingerprint import tokens_digest
-from fedspa.streaming.state import STATE_FILE, Account, State, commit, compare, fingerprint, load
+from fedspa.report import BlockResult, LayerResult
+from fedspa.streaming.fingerprint import compare, fingerprint, tokens_digest
+from fedspa.streaming.state import STATE_FILE, Account, State, commit, load
 
 
 def make_state(step=0, layers=2):
     """A state with a number in every field that follows from `step`."""
-    account = Account(((0, 2), (1,)), 7 * step, 3, 5, 9, 0.1 * step + 1e-17, {0: 0, 2: step})
+    account = Account(
+        ((0, 2), (1,)), 7 * step, 3, 11, 13, 5, 9, 0.1 * step + 1e-17, {0: 0, 2: step}
+    )
     return State(
         run={"model": {"digest": "ab" * 32}, "ranks": {}},
         round=step // 4,
@@ -27,6 +29,7 @@ def make_state(step=0, layers=2):
         accounts={"alice": account, "ünï/b": Account()},
         hidden={"alice": {"generation": step, "batches": [[2, [1, 4, 8], [32, 8, 1]]]}},
         layers=tuple(LayerResult(0, i, "q", (2, 3), 1, 1 / 3, (2, 4)) for i in range(layers)),
+        results=(BlockResult(0, 0, ("alice",), {"ünï/b": "late"}), BlockResult(1, 0, ())),
         agreed={0: 0, 11: step},
         sent={0: 123, 11: 2**53 + 1},
         seconds={"prune": 0.1 + 0.2},
@@ -99,7 +102,7 @@ def test_damage_is_said_in_a_sentence(tmp_path):
         whole[: len(whole) // 2]: "damaged, it is not JSON",
         "[]": "format_version is None",
         "{}": "format_version is None",
-        json.dumps(record | {"format_version": 99}): "format_version is 99, .* goes on with 1",
+        json.dumps(record | {"format_version": 99}): "format_version is 99, .* goes on with 2",
         json.dumps(record | {"block": "three"}): "damaged, a field is missing, unknown or wrong",
         json.dumps(record | {"more": 1}): "damaged, a field .* 'more'",
         json.dumps({k: v for k, v in record.items() if k != "sent"}): "damaged, a field .* 'sent'",

@@ -1,0 +1,144 @@
+"""What the server checks of a client's frame before it is added to anything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from fedspa.blocks import views
+from fedspa.flower.client_work import shapes_of
+from fedspa.members import Member, Run
+from fedspa.messages import BlockMessage, StatisticsMessage
+from fedspa.pruners import additive_kind
+from fedspa.schedule import message_dtype, round_target
+from fedspa.triangle import triangle_size
+from fedspa.wire import (
+    Envelope,
+    Expected,
+    decode,
+    judge_mean_squares,
+    judge_statistics,
+    judge_weights,
+    mean_squares,
+    square_limits,
+)
+from fedspa.work import support_of
+
+Message = BlockMessage | StatisticsMessage
+# Of a frame beside its numbers.
+HEADER = 2**20 + 2**10
+
+
+class Checks:
+    """The checks of one block's frames; a client's are made when its turn comes."""
+
+    def __init__(
+        self, run: Run, block: nn.Module, round_index: int, index: int, norm_bound: float
+    ) -> None:
+        """block: as it is before this round."""
+        self._run = run
+        self._block = block
+        self._place = round_index, index
+        self._bound = norm_bound
+        self._support = support_of(run, index)
+        self._squares: dict[str, dict[tuple[str, ...], float]] = {}
+
+    def compare(
+        self, members: Sequence[Member], frames: Mapping[str, tuple[Path, Envelope]]
+    ) -> None:
+        """Of statistics, look at everybody's size first: the others are a client's measure."""
+        if self._run.settings.aggregation != "statistics":
+            return
+        kind = additive_kind(self._run.pruner)
+        for member in members:
+            try:
+                message = self._decoded(member, *frames[member.name])
+            except ValueError:
+                # Its own check says so again, and leaves it out.
+                continue
+            assert isinstance(message, StatisticsMessage)
+            self._squares[member.name] = mean_squares(message, kind)
+
+    def checked(self, member: Member, path: Path, envelope: Envelope) -> Message:
+        """A client's message on the block's device; raises ValueError where it is not believed."""
+        message = self._decoded(member, path, envelope)
+        round_index, index = self._place
+        if isinstance(message, BlockMessage):
+            message = _moved(message, self._run.blocks.device)
+            target = round_target(self._run.settings, round_index, member.client.sparsity)
+            judge_weights(message, views(self._block), target, self._support, self._bound)
+            return message
+        kind = additive_kind(self._run.pruner)
+        most = member.client.tokens.numel()
+        for statistic in message.statistics:
+            if statistic.tokens > most:
+                raise ValueError(
+                    f"{member.name!r}, block {index}: its statistics count {statistic.tokens} "
+                    f"tokens, and its windows have {most}"
+                )
+        judge_statistics(message, kind, None)
+        limits = square_limits(list(self._squares.values()), self._bound)
+        judge_mean_squares(message, self._squares[member.name], limits)
+        moved = tuple(
+            replace(statistic, values=statistic.values.to(self._run.blocks.device))
+            for statistic in message.statistics
+        )
+        return replace(message, statistics=moved)
+
+    def _decoded(self, member: Member, path: Path, envelope: Envelope) -> Message:
+        settings = self._run.settings
+        round_index, index = self._place
+        dtype: torch.dtype | None
+        if settings.aggregation == "statistics":
+            kind, dtype = additive_kind(self._run.pruner), getattr(torch, settings.statistics_dtype)
+        elif settings.aggregation == "mask":
+            kind, dtype = "mask", None
+        else:
+            weight = next(iter(views(self._block).values()))
+            kind, dtype = "weights", message_dtype(settings) or weight.dtype
+        expected = Expected(
+            envelope=envelope,
+            sender=member.name,
+            round=round_index,
+            block=index,
+            samples=member.samples,
+            shapes=shapes_of(self._block),
+            kind=kind,
+            dtype=dtype,
+        )
+        return decode(path.read_bytes(), expected)
+
+
+def frame_limit(run: Run, index: int) -> int:
+    """Bytes that a client's frame of a block has at most."""
+    settings = run.settings
+    shapes = shapes_of(run.blocks.modules[index]).values()
+    if settings.aggregation == "statistics":
+        size = getattr(torch, settings.statistics_dtype).itemsize
+        whole = additive_kind(run.pruner) == "hessian"
+        return HEADER + sum(size * (triangle_size(cols) if whole else cols) for _, cols in shapes)
+    bits = sum(rows * -(-cols // 8) for rows, cols in shapes)
+    if settings.aggregation == "mask":
+        return HEADER + bits
+    size = (message_dtype(settings) or torch.float32).itemsize
+    return HEADER + bits + sum(rows * cols * size for rows, cols in shapes)
+
+
+def _moved(message: BlockMessage, device: torch.device) -> BlockMessage:
+    if device.type == "cpu":
+        return message
+    return replace(
+        message,
+        layers={
+            name: replace(
+                layer,
+                bits=layer.bits.to(device),
+                values=None if layer.values is None else layer.values.to(device),
+            )
+            for name, layer in message.layers.items()
+        },
+    )
