@@ -60,23 +60,23 @@ def run_round(run: Run, round_index: int, first: int = 0) -> None:
     for begin in range(0, blocks, together):
         end = min(begin + together, blocks)
         if first < end:
-            _exchange(run, round_index, range(max(first, begin), end))
+            _exchange(run, round_index, range(begin, end), max(first, begin))
 
 
-def _exchange(run: Run, round_index: int, indices: range) -> None:
-    """Agree on blocks whose messages travel together.
+def _exchange(run: Run, round_index: int, together: range, first: int) -> None:
+    """Agree on blocks whose messages travel together, from one of them on.
 
     Clients walk these blocks on their own, and then once more from where they began, through what
     was agreed on: not behind the model's last block, nor where it is but one block.
     """
-    once = len(indices) == 1
-    again = not once and indices.stop < len(run.blocks)
+    once, last = len(together) == 1, together[-1]
+    again = not once and together.stop < len(run.blocks)
     if again:
         for member in run.walked:
             member.stream.mark()
-    for index in indices:
-        ahead = index != indices[-1]
-        run_block(run, round_index, index, indices, ahead=ahead, follow=once)
+    for index in range(first, together.stop):
+        ahead = index != last
+        run_block(run, round_index, index, together, ahead=ahead, follow=once)
         run.progress.block_done(round_index, index)
         if again and ahead:
             for member in run.walked:
@@ -88,12 +88,12 @@ def _exchange(run: Run, round_index: int, indices: range) -> None:
         run.ranks.barrier()
         for member in run.walked:
             member.stream.rewind()
-        for index in indices:
-            walk_again(run, index, indices[-1])
+        for index in together:
+            walk_again(run, index, last)
             for member in run.walked:
                 member.stream.trim()
         if run.block_done is not None:
-            run.block_done(round_index, indices[-1])
+            run.block_done(round_index, last)
 
 
 def embed_all(run: Run) -> None:

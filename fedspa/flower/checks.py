@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -46,6 +47,7 @@ class Checks:
         self._bound = norm_bound
         self._support = support_of(run, index)
         self._squares: dict[str, dict[tuple[str, ...], float]] = {}
+        self._groups: Counter[tuple[str, ...]] = Counter()
 
     def compare(
         self, members: Sequence[Member], frames: Mapping[str, tuple[Path, Envelope]]
@@ -62,6 +64,7 @@ class Checks:
                 continue
             assert isinstance(message, StatisticsMessage)
             self._squares[member.name] = mean_squares(message, kind)
+            self._groups.update(self._squares[member.name].keys())
 
     def checked(self, member: Member, path: Path, envelope: Envelope) -> Message:
         """A client's message on the block's device; raises ValueError where it is not believed."""
@@ -80,6 +83,7 @@ class Checks:
                     f"{member.name!r}, block {index}: its statistics count {statistic.tokens} "
                     f"tokens, and its windows have {most}"
                 )
+            self._judge_group(member, statistic.layers)
         judge_statistics(message, kind, None)
         limits = square_limits(list(self._squares.values()), self._bound)
         judge_mean_squares(message, self._squares[member.name], limits)
@@ -88,6 +92,20 @@ class Checks:
             for statistic in message.statistics
         )
         return replace(message, statistics=moved)
+
+    def _judge_group(self, member: Member, layers: tuple[str, ...]) -> None:
+        """Refuse layers of one statistic that most other clients have several for, or with others.
+
+        All run one model, and so only one grouping is true; experts that no token reached are
+        missing from it.
+        """
+        for other, votes in self._groups.items():
+            if other != layers and set(other) & set(layers) and votes > self._groups[layers]:
+                raise ValueError(
+                    f"{member.name!r}, block {self._place[1]}: it sends one statistic for layers "
+                    f"{layers}, and {votes} clients send one for {other}; all must run the same "
+                    f"model"
+                )
 
     def _decoded(self, member: Member, path: Path, envelope: Envelope) -> Message:
         settings = self._run.settings

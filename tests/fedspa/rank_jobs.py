@@ -150,6 +150,8 @@ JOBS = {
     "never_came": (divide, {"arrival": 7.0}, False),
     "agent_killed": (kill_agent, {}, False),
     "divide_and_die": (divide_and_die, {}, False),
+    "no_second_gpu": (divide, {"device": "cuda:1"}, False),
+    "no_device": (divide, {"device": "meta"}, False),
 }
 
 
@@ -169,7 +171,7 @@ def run_rank(out, job):
         peers.place = lambda rank: f"host of rank {rank}"
     torch.set_num_threads(1)
     try:
-        with join("samples", "cpu", **{**QUICK, **times}) as ranks:
+        with join("samples", **{"device": "cpu", **QUICK, **times}) as ranks:
             action(ranks)
     except (ValueError, RuntimeError) as error:
         print(f"Error: {error}", file=sys.stderr)

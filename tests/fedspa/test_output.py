@@ -106,51 +106,46 @@ def test_an_error_while_writing_leaves_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+# A process for every folder, forked since imports take seconds: what is killed tells its id, and
+# its parent then how it ended.
 KILLED = """
-import os, pathlib, sys, time
+import os, signal, sys, time
 from fedspa.cli import _terminate
 from fedspa.output import complete_folder
-import signal
-signal.signal(signal.SIGTERM, _terminate)
-signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background
-with complete_folder(sys.argv[1]) as folder:
-    (folder / "model.safetensors").write_bytes(bytes(1000))
-    print("writing", flush=True)
-    time.sleep(60)
+for out in sys.argv[1:]:
+    if os.fork():
+        print(os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
+        continue
+    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background
+    with complete_folder(out) as folder:
+        (folder / "model.safetensors").write_bytes(bytes(1000))
+        print(os.getpid(), flush=True)
+        time.sleep(60)
 """
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_a_killed_run_leaves_no_folder_under_the_final_name(tmp_path, number):
-    command = [sys.executable, "-c", KILLED, str(tmp_path / "out")]
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """A folder for every signal, in which a run to "out" was ended by it."""
+    folders = {number: tmp_path_factory.mktemp(number.name) for number in SIGNALS}
+    command = [sys.executable, "-c", KILLED, *(folder / "out" for folder in folders.values())]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as run:
-        assert run.stdout.readline() == b"writing\n"
-        os.kill(run.pid, number)
-        assert run.wait(timeout=30) != 0
-    left = [path.name for path in tmp_path.iterdir()]
+        for number in folders:
+            os.kill(int(run.stdout.readline()), number)
+            assert int(run.stdout.readline()) != 0
+        assert run.wait(timeout=30) == 0
+    return folders
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_killed_run_leaves_no_folder_under_the_final_name(killed, number):
+    left = [path.name for path in killed[number].iterdir()]
     # SIGKILL cannot be answered: what was half written stays, hidden and under another name.
     assert "out" not in left
     assert len(left) == (1 if number == signal.SIGKILL else 0)
     assert all(name.startswith(".out.partial-") for name in left)
-
-
-def test_a_whole_run_killed_while_pruning_leaves_nothing_under_its_name(tmp_path):
-    make_model("llama", layers=8).save_pretrained(tmp_path / "dense")
-    code = (
-        "import sys, torch, fedspa\n"
-        "clients = [fedspa.Client(torch.randint(0, 97, (8, 64)), name=str(i)) for i in range(4)]\n"
-        "settings = fedspa.Settings(sparsity=0.5)\n"
-        "fedspa.federate(sys.argv[1], clients, settings, out=sys.argv[2],\n"
-        "                observe=lambda message: print(message.block, flush=True))\n"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path / "dense"), str(tmp_path / "out")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as run:
-        while run.stdout.readline() not in (b"3\n", b""):
-            pass
-        run.kill()
-        assert run.wait(timeout=30) == -signal.SIGKILL
-    hidden = [".out.partial", ".out.state"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == [*hidden, "dense"]
 
 
 def test_a_path_that_cannot_be_made(tmp_path, monkeypatch):

@@ -39,6 +39,8 @@ PLAN = {
     "host_silent": {"size": 4, "stops": 2},
     "host_killed": {"size": 4},
     "server_silent": {"size": 2, "stops": 0},
+    "no_second_gpu": {"size": 2},
+    "no_device": {"size": 2},
 }
 
 
@@ -73,26 +75,15 @@ def torchrun(folder, job, size):
 
 
 @pytest.mark.parametrize(
-    ("device", "message"), [("cuda:1", "one GPU, and there are 2 ranks"), ("meta", "cpu or cuda")]
+    ("job", "message"),
+    [("no_second_gpu", "one GPU, and there are 2 ranks"), ("no_device", "cpu or cuda")],
 )
-def test_a_device_that_ranks_cannot_have_is_refused(tmp_path, device, message):
-    code = (
-        "import sys, rank_jobs as jobs\n"
-        "try: jobs.join('samples', sys.argv[1], period=0.1)\n"
-        "except ValueError as error: print(error)"
-    )
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, device],
-            env=environment(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", **place),
-            stdout=subprocess.PIPE,
-            cwd=JOBS.parent,
-        )
-        for place in [{"MASTER_PORT": str(free_port())}]
-        for rank in range(2)
-    ]
-    for rank in ranks:
-        assert message in rank.communicate(timeout=60)[0].decode()
+def test_a_device_that_ranks_cannot_have_is_refused(ended, job, message):
+    folder, how = ended
+    for rank in range(2):
+        assert how[job][str(rank)][0] == 2
+        (told,) = said(folder, job, rank)
+        assert told.startswith("Error: ") and message in told
 
 
 # What they do together.

@@ -1,6 +1,7 @@
 """A streamed run that is killed, wherever, goes on to the same bytes; another run is refused.
 
-python test_resume.py PLAN     runs, each in a process of its own that may kill itself
+python test_resume.py     a plan of runs in each line of the input, each run in a process of its own
+                          that may kill itself; how they ended is a line of the output
 """
 
 import errno
@@ -105,6 +106,7 @@ def counted(act, *, skip_sync=True):
 
 def child(job):
     """Carry out one run of a plan, which ends itself at its call `kill`; writes nothing else."""
+    signal.alarm(100)  # one that hangs is ended, and fails its test
 
     def act(number):
         if number == job["kill"]:
@@ -116,11 +118,17 @@ def child(job):
     Path(job["out"]).with_suffix(".calls").write_text(str(job["calls"]))
 
 
-def main(plan):
-    """Fork a process for every run of a plan: imports take longer than the runs."""
+def main():
+    """Fork a process for every run of the plans: imports take longer than the runs."""
     torch.set_num_threads(1)
+    for plan in sys.stdin:
+        print(json.dumps(carry_out(json.loads(plan))), flush=True)
+
+
+def carry_out(plan):
+    """Carry out the runs of a plan one after the other; their exit codes."""
     ended = []
-    for job in json.loads(Path(plan).read_text()):
+    for job in plan:
         process = os.fork()
         if process == 0:
             code = 1
@@ -130,7 +138,7 @@ def main(plan):
             finally:
                 os._exit(code)
         ended.append(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]))
-    print(json.dumps(ended))
+    return ended
 
 
 @pytest.fixture(scope="module")
@@ -154,14 +162,21 @@ def expected(dense, tmp_path_factory):
     return results
 
 
-def in_processes(tmp_path, jobs):
-    plan = tmp_path / "plan.json"
-    plan.write_text(json.dumps(jobs))
-    done = subprocess.run(
-        [sys.executable, __file__, str(plan)], capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+@pytest.fixture(scope="module")
+def in_processes():
+    """Carry out a plan in processes of their own; returns how they ended."""
+    command = [sys.executable, __file__]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as launcher:
+
+        def run(jobs):
+            print(json.dumps(jobs), file=launcher.stdin, flush=True)
+            return json.loads(launcher.stdout.readline())
+
+        yield run
+        launcher.stdin.close()
+        assert launcher.wait(timeout=60) == 0
 
 
 @pytest.mark.parametrize(
@@ -169,11 +184,11 @@ def in_processes(tmp_path, jobs):
     [("one-shot", "disk", 6), ("rounds", "auto", 8), ("sums", "disk", 6)],
 )
 def test_a_kill_at_any_change_of_the_disk_costs_no_bit(
-    dense, expected, tmp_path, name, activations, points
+    dense, expected, in_processes, tmp_path, name, activations, points
 ):
     job = {"dense": str(dense), "settings": SETTINGS[name], "activations": activations}
     first = tmp_path / "undisturbed"
-    assert in_processes(tmp_path, [{**job, "out": str(first), "kill": 0}]) == [0]
+    assert in_processes([{**job, "out": str(first), "kill": 0}]) == [0]
     assert_same(result_of(first), expected[name])
     calls = int(first.with_suffix(".calls").read_text())
     # One at a random place of every stretch, the last stretch short: there shards get their names.
@@ -185,7 +200,7 @@ def test_a_kill_at_any_change_of_the_disk_costs_no_bit(
     for kill in kills:
         out = str(tmp_path / f"killed-{kill}")
         jobs += [{**job, "out": out, "kill": kill}, {**job, "out": out, "kill": 0}]
-    ended = in_processes(tmp_path, jobs)
+    ended = in_processes(jobs)
     for kill, stopped, resumed in zip(kills, ended[::2], ended[1::2], strict=True):
         out = tmp_path / f"killed-{kill}"
         assert stopped == -signal.SIGKILL
@@ -195,13 +210,13 @@ def test_a_kill_at_any_change_of_the_disk_costs_no_bit(
 
 
 @pytest.mark.parametrize("name", ["one-shot", "rounds"])
-def test_kills_one_after_the_other_cost_no_bit(dense, expected, tmp_path, name):
+def test_kills_one_after_the_other_cost_no_bit(dense, expected, in_processes, tmp_path, name):
     """The same run again and again, each time killed a little later than it needs for a block."""
     job = {"dense": str(dense), "settings": SETTINGS[name], "activations": "auto"}
     draw = random.Random(11)
     jobs = [{**job, "out": str(tmp_path / "out"), "kill": draw.randint(25, 60)} for _ in range(5)]
     jobs.append({**job, "out": str(tmp_path / "out"), "kill": 0})
-    ended = in_processes(tmp_path, jobs)
+    ended = in_processes(jobs)
     assert ended == [-signal.SIGKILL] * 5 + [0]
     assert_same(result_of(tmp_path / "out"), expected[name])
     assert not [name for name in names_beside(tmp_path / "out") if name.startswith(".")]
@@ -218,9 +233,13 @@ def test_kills_from_outside_at_random_times_cost_no_bit(dense, expected, tmp_pat
     draw = random.Random(3)
     for _ in range(2):
         former = state.read_bytes() if state.exists() else None
-        process = subprocess.Popen(
-            [sys.executable, __file__, str(plan)], start_new_session=True, stdout=subprocess.PIPE
-        )
+        with plan.open() as given:
+            process = subprocess.Popen(
+                [sys.executable, __file__],
+                start_new_session=True,
+                stdin=given,
+                stdout=subprocess.PIPE,
+            )
         # Until it has come a block further, and then a moment.
         end = time.monotonic() + 60
         while (
@@ -235,6 +254,7 @@ def test_kills_from_outside_at_random_times_cost_no_bit(dense, expected, tmp_pat
         if out.exists():
             break
         assert state.is_file()
+        assert names_beside(out) == [".out.partial", ".out.state", "plan.json"]
     if not out.exists():
         prune(dense, out, ROUNDS)
     assert_same(result_of(out), expected["rounds"])
@@ -533,4 +553,4 @@ def test_no_shard_stays_open_behind_an_interruption(dense, tmp_path):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main()

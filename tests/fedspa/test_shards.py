@@ -3,9 +3,8 @@
 import errno
 import json
 import os
+import resource
 import signal
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -194,17 +193,14 @@ def test_a_killed_run_is_taken_up(folders):
     model, out = folders
     checkpoint = open_checkpoint(model)
     names = list(checkpoint.tensors)
-    code = """if True:
-        import os, signal, sys
-        from fedspa.streaming.checkpoint import open_checkpoint
-        from fedspa.streaming.shards import OutputShards
-        checkpoint = open_checkpoint(sys.argv[1])
-        shards = OutputShards(checkpoint, sys.argv[2], {})
-        shards.copy(list(checkpoint.tensors)[:5])
-        os.kill(os.getpid(), signal.SIGKILL)
-    """
-    killed = subprocess.run([sys.executable, "-c", code, str(model), str(out)])
-    assert killed.returncode == -signal.SIGKILL
+    child = os.fork()  # a second interpreter would import for seconds
+    if child == 0:
+        try:
+            OutputShards(checkpoint, out, {}).copy(names[:5])
+            os.kill(os.getpid(), signal.SIGKILL)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     shards = OutputShards(checkpoint, out, {}, resume=True)
     assert torch.equal(shards.read(names[0]), read_tensor(checkpoint, names[0]))
     shards.copy(names[5:])
@@ -301,24 +297,22 @@ def test_the_system_refuses_a_file_before_any_work(tmp_path):
     """A real refusal: files of this process may have 64 KiB, the shard would have more."""
     save_file({"a": torch.zeros(20_000)}, tmp_path / "model.safetensors")
     (tmp_path / "out").mkdir()
-    code = """if True:
-        import errno, os, resource, sys
-        from fedspa.streaming.checkpoint import open_checkpoint
-        from fedspa.streaming.shards import OutputShards
-        resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
+    told, tell = os.pipe()
+    child = os.fork()  # the limit cannot be taken back
+    if child == 0:
         try:
-            OutputShards(open_checkpoint(sys.argv[1]), sys.argv[2], {})
+            resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
+            OutputShards(open_checkpoint(tmp_path), tmp_path / "out", {})
         except OSError as error:
-            print(errno.errorcode[error.errno], os.path.basename(error.filename))
-        print(os.listdir(sys.argv[2]))
-    """
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path), str(tmp_path / "out")],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout.splitlines() == ["EFBIG model.safetensors.partial", "[]"], done.stderr
+            name = os.path.basename(error.filename)
+            os.write(tell, f"{errno.errorcode[error.errno]} {name}".encode())
+        finally:
+            os._exit(0)
+    os.close(tell)
+    with open(told) as pipe:
+        assert pipe.read() == "EFBIG model.safetensors.partial"
+    os.waitpid(child, 0)
+    assert names_in(tmp_path / "out") == []
 
 
 @pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EINVAL, None])

@@ -152,6 +152,8 @@ def test_a_frame_may_begin_at_any_address(shift):
     buffer = b"x" * shift + SUMS
     got = decode(memoryview(buffer)[shift:], expected("hessian"))
     assert same(got.statistics[0].values, sums().statistics[0].values)
+    # Vector units and other libraries may count on it.
+    assert all(statistic.values.data_ptr() % 4 == 0 for statistic in got.statistics)
 
 
 def test_no_warning_is_left_to_a_user():
@@ -162,6 +164,12 @@ def test_no_warning_is_left_to_a_user():
 
 def test_samples_that_nobody_announced_are_taken_as_they_come():
     assert decode(FRAME, expected(samples=None)).samples == 7
+
+
+def test_what_only_compares_as_equal_is_refused():
+    for number in (True, 1.0):
+        refused(changed(FRAME, round=number), expected(), f"round {number}, and 1 was expected")
+    refused(changed(FRAME, samples=7.0), expected(), "samples 7.0, and not a whole number")
 
 
 # What cannot be sent is refused where it is made.

@@ -1,0 +1,71 @@
+"""Clients that send what they should not: each kind as a stand-in for `client_work.encode`."""
+
+from dataclasses import replace
+
+import torch
+
+from fedspa.messages import BlockMessage, pack_layer
+from fedspa.wire import encode
+
+# A client's frames by block, of all tasks so far: what a replay sends again.
+SENT: dict[int, bytes] = {}
+
+
+def values(message, change):
+    """The message with other numbers in its first layer or statistic."""
+    if isinstance(message, BlockMessage):
+        name, layer = next(iter(message.layers.items()))
+        changed = replace(layer, values=change(layer.values.clone()))
+        return replace(message, layers=message.layers | {name: changed})
+    first, *rest = message.statistics
+    changed = replace(first, values=change(first.values.clone()))
+    return replace(message, statistics=(changed, *rest))
+
+
+def first_to(number):
+    def change(numbers):
+        numbers[0] = number
+        return numbers
+
+    return change
+
+
+def one_column_less(message):
+    name, layer = next(iter(message.layers.items()))
+    other = pack_layer(
+        layer.weight()[:, 1:].contiguous(), layer.mask()[:, 1:].contiguous(), None, False
+    )
+    return replace(message, layers=message.layers | {name: other})
+
+
+def dense(message):
+    layers = {}
+    for name, layer in message.layers.items():
+        weight = layer.weight() + 0.01
+        layers[name] = pack_layer(weight, torch.ones_like(weight, dtype=torch.bool), None, False)
+    return replace(message, layers=layers)
+
+
+def replayed(message, envelope):
+    """The frame of another block, or the one that it sent of this block before."""
+    SENT.setdefault(message.block, encode(message, envelope))
+    return SENT[min(SENT)]
+
+
+KINDS = {
+    "NaN": lambda m, e: encode(values(m, first_to(float("nan"))), e),
+    "infinity": lambda m, e: encode(values(m, first_to(float("inf"))), e),
+    "absurd weights": lambda m, e: encode(values(m, lambda numbers: numbers * 1e4), e),
+    "wrong shape": lambda m, e: encode(one_column_less(m), e),
+    "not pruned": lambda m, e: encode(dense(m), e),
+    "another sender": lambda m, e: encode(replace(m, sender="c0"), e),
+    "another round": lambda m, e: encode(replace(m, round=m.round + 1), e),
+    "another run": lambda m, e: encode(m, replace(e, run="00" * 16)),
+    "another model": lambda m, e: encode(m, replace(e, model="00" * 32)),
+    "replay": replayed,
+    "truncated": lambda m, e: encode(m, e)[:-7],
+    "damaged": lambda m, e: encode(m, e)[:-1] + b"\x00\x01"[m.block % 2 : m.block % 2 + 1],
+    "noise": lambda m, e: bytes(range(256)) * 40,
+    "nothing": lambda m, e: b"",
+    "far too much": lambda m, e: encode(m, e) + bytes(2**22),
+}
