@@ -13,16 +13,15 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from fedspa.flower.client_work import answer, lacking, receive, write_result
+from fedspa.flower.hello import introduce
 from fedspa.flower.letters import FINISH, HELLO, WORK, read_letter, write_letter
 from fedspa.flower.node_config import Node, read_node_config
 from fedspa.flower.run_config import Network, read_run_config
 from fedspa.flower.site import (
     OtherModel,
     check_result_place,
-    check_same_model,
     forget_run,
     open_site,
-    who,
 )
 from fedspa.flower.tasks import DONE, LACKS, Task
 from fedspa.settings import Settings
@@ -61,9 +60,7 @@ def _hello(
     node: Node, network: Network, settings: Settings, record: Record, frames: dict[int, bytes]
 ) -> tuple[Record, Mapping[int, bytes]]:
     check_result_place(node, str(record.get("run", "")))
-    described = who(node, network, settings)
-    check_same_model(node, described["model"], str(record.get("model")))
-    return described, {}
+    return introduce(node, network, settings, str(record.get("model"))), {}
 
 
 def _work(

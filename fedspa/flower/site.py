@@ -21,7 +21,6 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fedspa.config import ClientSpec
 from fedspa.data import Client
 from fedspa.flower.node_config import Node
 from fedspa.flower.run_config import Network
@@ -30,14 +29,13 @@ from fedspa.loading import open_model
 from fedspa.members import Run
 from fedspa.output import check_output
 from fedspa.ranks import alone
-from fedspa.run import order_key, prepare
+from fedspa.run import prepare
 from fedspa.settings import Settings
 from fedspa.streaming import journal
 from fedspa.streaming.activations import Hidden
 from fedspa.streaming.architecture import Source
 from fedspa.streaming.blocks import StreamedBlocks
 from fedspa.streaming.disk import write_whole
-from fedspa.streaming.fingerprint import model_digest
 from fedspa.streaming.room import choose_place
 from fedspa.walk import Stream
 
@@ -118,37 +116,6 @@ def open_checkpoint(model: str, network: Network, device: str) -> Source:
     return opened
 
 
-def who(node: Node, network: Network, settings: Settings) -> dict[str, Any]:
-    """Who this client is, for the server; its windows are drawn, and kept on its own disk.
-
-    Raises ValueError where its model or its text cannot be used.
-    """
-    source = open_checkpoint(node.model, network, node.device)
-    spec = ClientSpec(node.name, node.text, node.capacity, node.sparsity, node.samples, node.seqlen)
-    client = spec.client(source, spec.read("node-config: text"), settings.seed)
-    # Checks that the windows, the model and the settings go together before anybody waits for it.
-    blocks = StreamedBlocks(source, torch.device(node.device))
-    try:
-        prepare(source.model, blocks, [client], _own(settings), None, None, alone())
-    finally:
-        blocks.close()
-    model = model_digest(source)
-    node.work.mkdir(parents=True, exist_ok=True)
-    with locked(node.work, network.deadline):
-        _write_windows(node.work / WINDOWS, client.tokens, model)
-    return {
-        "name": node.name,
-        "partition": node.partition,
-        "samples": client.tokens.shape[0],
-        "seqlen": client.tokens.shape[1],
-        "capacity": node.capacity,
-        "sparsity": node.sparsity,
-        "digest": order_key(client),
-        "model": model,
-        "wants": node.out is not None,
-    }
-
-
 def check_same_model(node: Node, own: str, servers: str) -> None:
     """Raise OtherModel unless both digests are the same."""
     if own != servers:
@@ -186,7 +153,9 @@ def open_site(node: Node, network: Network, settings: Settings, task: Task) -> I
             versions=kept.versions,
         )
         try:
-            run = prepare(source.model, blocks, [client], _own(settings), None, None, alone())
+            run = prepare(
+                source.model, blocks, [client], own_settings(settings), None, None, alone()
+            )
             run.agreed = kept.versions
             place = choose_place("auto", run, source.dtype, folder)
             hidden = Hidden(run.blocks.device, place, folder, HIDDEN)
@@ -240,7 +209,7 @@ def locked(folder: Path, seconds: float) -> Iterator[None]:
         yield
 
 
-def _own(settings: Settings) -> Settings:
+def own_settings(settings: Settings) -> Settings:
     """The settings of a client that is alone in its run: draws are the server's."""
     return replace(settings, every_block=False, participation=1.0, dropout=0.0)
 
@@ -255,7 +224,7 @@ def _read_kept(folder: Path) -> Kept:
         return Kept()
 
 
-def _write_windows(path: Path, tokens: Tensor, model: str) -> None:
+def write_windows(path: Path, tokens: Tensor, model: str) -> None:
     """Keep the calibration windows, and the digest of the model that they were cut for."""
     partial = path.with_name(f"{path.name}.partial")
     save_file({"tokens": tokens.contiguous()}, partial, metadata={"model": model})

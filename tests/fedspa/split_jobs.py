@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import time
 import traceback
 from pathlib import Path
@@ -207,6 +208,15 @@ def main(folder, plan):
     """Run a plan."""
     torch.set_num_threads(1)
     (folder / "said").mkdir()
+    with tempfile.TemporaryDirectory() as place:
+        # What a first run imports and prepares, every rank would prepare for itself.
+        federate(
+            folder / "float32",
+            clients()[:1],
+            Settings(sparsity=0.5),
+            out=Path(place, "out"),
+            progress=False,
+        )
     ended = {}
     for stage in plan:
         ended |= run_stage(folder, stage)

@@ -12,6 +12,7 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -121,6 +122,10 @@ def child(job):
 def main():
     """Fork a process for every run of the plans: imports take longer than the runs."""
     torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        # What a first run imports and prepares, every process would prepare for itself.
+        make_model().save_pretrained(Path(folder, "dense"))
+        prune(Path(folder, "dense"), Path(folder, "out"), ONE_SHOT)
     for plan in sys.stdin:
         print(json.dumps(carry_out(json.loads(plan))), flush=True)
 
