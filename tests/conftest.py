@@ -1,7 +1,7 @@
 """Options that say which backends of the kernels a run tests.
 
-One process tests one way of running the kernels. `make test` starts three: as they run here,
-Triton in its interpreter (TRITON_INTERPRET=1), and the CUDA sources executed on the CPU
+One process tests one way of running the kernels. `make test` starts one for each: as they run
+here, Triton in its interpreter (TRITON_INTERPRET=1), and the CUDA sources executed on the CPU
 (--native-library).
 """
 

@@ -62,6 +62,8 @@ class Exchange:
         # The blocks that were asked last: what has arrived of them, and who is left out of them.
         self._asked: tuple[int, range] = (-1, range(0))
         self._nonces: dict[str, str] = {}
+        # Who gave no answer the last time; nobody waits for these at the end.
+        self._silent: dict[str, str] = {}
         self._left_out: dict[int, dict[str, str]] = {}
 
     def collect(
@@ -131,6 +133,8 @@ class Exchange:
         self._open_run()
         queues = {}
         for member in self.members:
+            if member.name in self._silent:
+                continue
             ever = {block for drawn in member.drawn for block in drawn}
             holds = {block: run.agreed[block] for block in sorted(ever) if block in run.agreed}
             if not self._wants_result(member.name):
@@ -138,7 +142,7 @@ class Exchange:
             task = self._task(member, holds)
             queues[member.name] = self._letters(member, task, FINISH)
         with run.clock.stage("wait"):
-            failed = self._exchange(queues, 0, lambda answer: None)
+            failed = self._silent | self._exchange(queues, 0, lambda answer: None)
         for name, why in failed.items():
             log.warning("fedspa: %r did not get the end of the run: %s", name, why)
 
@@ -171,7 +175,8 @@ class Exchange:
                 log.warning("fedspa: %r: %s", name, error)
 
         need = min(self._network.min_clients, len(queues))
-        failed = self._exchange(queues, need, take) | refused
+        self._silent = self._exchange(queues, need, take)
+        failed = self._silent | refused
         self._asked = round_index, blocks
         for b in blocks:
             self._left_out[b] = {

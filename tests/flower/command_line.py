@@ -114,4 +114,6 @@ def as_config(entries: Mapping[str, Any]) -> str:
     for name, value in entries.items():
         if isinstance(value, str) and set(value) & set('"\\\n'):
             raise ValueError(f"Flower's command line cannot take {name}={value!r}")
-    return " ".join(f"{name}={json.dumps(value)}" for name, value in entries.items())
+    return " ".join(
+        f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in entries.items()
+    )

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from processes import Found, find, interrupt, send, start, wait_for
@@ -76,9 +77,10 @@ class Parties:
         """Its log so far, colours taken out."""
         return read(self.log(party))
 
-    def wait_for_line(self, party: str, part: str, timeout: float = 60) -> None:
-        """Wait until a line of its log has this in it."""
-        wait_for(lambda: part in self.text(party), f"{part!r} in the log of {party}", timeout)
+    def wait_for_text(self, party: str, part: str, timeout: float = 60, times: int = 1) -> None:
+        """Wait until its log has this in it, as many times."""
+        what = f"{part!r} {times} times in the log of {party}"
+        wait_for(lambda: self.text(party).count(part) >= times, what, timeout)
 
     def processes(self, party: str | None = None, program: str | None = None) -> list[Found]:
         """Running processes: everybody's, a party's, or those of one program of it."""
@@ -123,7 +125,7 @@ class Parties:
                 if child.poll() is None and (self.started[child.pid] == link) == last:
                     interrupt(child.pid)
             try:
-                wait_for(lambda last=last: self._ended(last), "the end", patience)
+                wait_for(partial(self._ended, last), "the end", patience)
             except TimeoutError:
                 pass  # what is left is returned
         left = self.processes()
@@ -134,9 +136,9 @@ class Parties:
             child.wait()
         return left
 
-    def _ended(self, all_of_them: bool) -> bool:
-        marks = {self._mark("superlink")} if not all_of_them else set()
-        return all(process.party in marks for process in self.processes())
+    def _ended(self, superlink_too: bool) -> bool:
+        link = self._mark("superlink")
+        return all(one.party == link and not superlink_too for one in self.processes())
 
 
 def read(log: Path) -> str:

@@ -57,7 +57,7 @@ def find(parties: Mapping[int, str]) -> list[Found]:
         except (FileNotFoundError, ProcessLookupError):
             continue  # it ended between two of these lines
         # Z: it has ended, and its parent has not yet read how.
-        if state not in "ZX" and party in parties.values():
+        if state not in "ZX" and party is not None and party in parties.values():
             found.append(Found(int(folder.name), party, command))
     return found
 

@@ -14,6 +14,14 @@ EXACT = 1e-10
 TOLERANCE = {torch.float32: 2e-4, torch.float16: 1e-3, torch.bfloat16: 1e-2}
 
 
+def rows_on(place, rows):
+    """Fewer in Triton's interpreter, which takes a hundred times as long as a kernel.
+
+    It has 4 or 8 rows in a tile: 11 are two tiles or three, and the last one is cut short.
+    """
+    return min(rows, 11) if place.name == "cpu-triton" else rows
+
+
 def problem(rows, cols, dead=(), seed=0):
     """A float64 weight, and the Hessian of correlated inputs; `dead` inputs are never active."""
     generator = torch.Generator().manual_seed(seed)
@@ -127,9 +135,9 @@ def test_loss_is_the_quadratic_form_of_the_change(exact_place, how, dead, dampin
 @pytest.mark.parametrize("shape", ((64, 200), (200, 64), (1, 130), (33, 1)), ids=str)
 def test_working_precisions_on_a_given_support_match_float64(place, dtype, shape):
     """On a given support, since rounding may swap two weights of nearly one score."""
-    weight, hessian = problem(*shape)
+    weight, hessian = problem(rows_on(place, shape[0]), shape[1])
     hessian, weight = hessian.float(), weight.to(dtype)
-    mask = torch.rand(shape, generator=torch.Generator().manual_seed(1)) < 0.5
+    mask = torch.rand(weight.shape, generator=torch.Generator().manual_seed(1)) < 0.5
     expected, _, loss = obs_prune(weight.double(), hessian.double(), mask=mask, backend="reference")
     pruned, kept, lost = call(place, weight, hessian, mask=mask)
     assert pruned.dtype == dtype and lost.dtype == torch.float32 and torch.equal(kept, mask)
@@ -140,12 +148,12 @@ def test_working_precisions_on_a_given_support_match_float64(place, dtype, shape
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_working_precisions_choose_nearly_the_support_of_float64(place, dtype):
-    weight, hessian = problem(64, 200)
+    weight, hessian = problem(rows_on(place, 64), 200)
     weight, hessian = weight.to(dtype), hessian.float()
     expected = obs_prune(weight.double(), hessian.double(), sparsity=0.6, backend="reference")
     pruned, mask, loss = call(place, weight, hessian, sparsity=0.6)
-    # A float32 score is off by 1e-6 or so: it swaps at most a handful of 12,800.
-    assert (mask != expected.mask).sum() <= 12
+    # A float32 score is off by 1e-6 or so: of 12,800 it swaps at most a handful.
+    assert (mask != expected.mask).sum() <= mask.numel() // 1000
     torch.testing.assert_close(loss.double().sum(), expected.loss.sum(), rtol=1e-3, atol=0)
     assert not pruned[~mask].any()
 
@@ -155,7 +163,7 @@ def test_working_precisions_choose_nearly_the_support_of_float64(place, dtype):
     ((128, 0.0), (128, 0.501), (64, 0.3), (17, 0.99), (150, 0.3), (200, 0.501), (9, 0.5)),
 )
 def test_each_block_loses_exactly_its_count(place, sparsity, block_size):
-    weight, hessian = problem(30, 200)
+    weight, hessian = problem(rows_on(place, 30), 200)
     mask = call(place, weight.float(), hessian.float(), sparsity=sparsity, block_size=block_size)[1]
     for block in mask.split(block_size, dim=1):
         assert int((~block).sum()) == int(block.numel() * Fraction(str(sparsity)))
@@ -163,7 +171,7 @@ def test_each_block_loses_exactly_its_count(place, sparsity, block_size):
 
 @pytest.mark.parametrize(("pattern", "keep", "of"), (("2:4", 2, 4), ("4:8", 4, 8), ("3:5", 3, 5)))
 def test_every_group_of_a_pattern_keeps_its_count(place, pattern, keep, of):
-    weight, hessian = problem(30, 200)
+    weight, hessian = problem(rows_on(place, 30), 200)
     mask = call(place, weight.float(), hessian.float(), pattern=pattern, block_size=40)[1]
     assert (mask.reshape(-1, of).sum(1) == keep).all()
 
@@ -238,7 +246,7 @@ def test_empty_weights_stay_empty(place, shape):
 
 
 def test_twice_the_same_call_gives_the_same_bits(place):
-    weight, hessian = (tensor.float() for tensor in problem(50, 300))
+    weight, hessian = (tensor.float() for tensor in problem(rows_on(place, 50), 300))
     one, two = (call(place, weight, hessian, sparsity=0.6) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
 

@@ -91,5 +91,6 @@ def test_a_planted_bug_is_found(bug, objects, tmp_path):
 
 @pytest.mark.slow
 def test_nothing_is_found_where_nothing_was_planted(objects, tmp_path):
-    run = run_tests({bug.family for bug in BUGS.values()}, objects, tmp_path / "right.so")
+    """For one family of each kind of bug; all families pass in `make test-cuda-on-cpu`."""
+    run = run_tests({"bitmask", "hessian"}, objects, tmp_path / "right.so")
     assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-2000:]
