@@ -8,7 +8,8 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 # Set-up runs in stages, each with a stamp in .venv that is written when the stage is done.
 PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
-INSTALL := $(PIP) install --quiet --progress-bar off -c constraints.txt
+# Compiling every module of every package takes longer than the modules that are imported take on their first import.
+INSTALL := $(PIP) install --quiet --progress-bar off --no-compile -c constraints.txt
 EXTRAS := gguf data tasks flower test dev
 
 RECORD := kernels/fedspa_kernels/_build.json
@@ -23,7 +24,8 @@ RESULTS_FLAGS ?=
 # Processes of experiments, each with its share of the cores.
 WORKERS ?= 2
 
-.PHONY: help build test test-gpu test-triton test-cuda-on-cpu bench demo results results-quick lint format dist clean FORCE
+.PHONY: help build test test-gpu test-triton test-cuda-on-cpu test-apart bench demo results results-quick lint looks types
+.PHONY: format dist clean FORCE
 .DELETE_ON_ERROR:
 
 help: ## print the targets
@@ -37,17 +39,21 @@ build: .venv/.installed ## set up .venv and build the native library
 CUDA_ON_CPU := build/cuda-on-cpu/libfedspa_native.so
 HAS_TRITON = $(shell $(PY) -c 'import triton' 2>/dev/null && echo yes)
 NATIVE_IS_BUILT = $(shell grep -s '"cpu"' $(RECORD))
-# A second process beside the first, each with a core of its own; what it says is shown when both have ended.
+# A second process beside the first, each with a core of its own; what it says is shown when both have ended. It also
+# checks the types and, where all tests were asked for, takes those that are neither of the kernels nor of a federation.
 # BESIDE is a variable since make -n would run a line that names MAKE, and all tests with it.
-BESIDE = $(MAKE) --no-print-directory $(ELSEWHERE)
-ELSEWHERE = $(if $(PLACES)$(HAS_TRITON),test-triton) $(if $(PLACES)$(NATIVE_IS_BUILT),test-cuda-on-cpu)
+APART := tests/bench tests/build tests/shim
+BESIDE = $(MAKE) --no-print-directory --keep-going $(ELSEWHERE)
+ELSEWHERE = types $(if $(PLACES)$(HAS_TRITON),test-triton) $(if $(PLACES)$(NATIVE_IS_BUILT),test-cuda-on-cpu) \
+	$(if $(PYTEST_FLAGS),,test-apart)
 SOME = $(PYTEST_FLAGS) $(if $(PYTEST_FLAGS),|| test $$? -eq 5)
+HERE = $(if $(PYTEST_FLAGS),,$(addprefix --ignore=,$(APART))) $(if $(PLACES),--places $(PLACES))
 
-test: build lint ## lint, types and all tests; PYTEST_FLAGS='-k bitmask' for some of them
+test: build looks ## lint, types and all tests; PYTEST_FLAGS='-k bitmask' for some of them
 	@mkdir -p build
-	$(if $(strip $(ELSEWHERE)),$(BESIDE) > build/test-elsewhere.log 2>&1 & elsewhere=$$!;) \
-	{ $(PY) -m pytest $(if $(PLACES),--places $(PLACES)) $(SOME); }; code=$$?; \
-	$(if $(strip $(ELSEWHERE)),wait $$elsewhere || code=1; cat build/test-elsewhere.log;) exit $$code
+	$(BESIDE) > build/test-elsewhere.log 2>&1 & elsewhere=$$!; \
+	{ $(PY) -m pytest $(HERE) $(SOME); }; code=$$?; \
+	wait $$elsewhere || code=1; cat build/test-elsewhere.log; exit $$code
 
 test-gpu: build ## the kernels' tests on a CUDA GPU, and under compute-sanitizer
 	$(PY) -m pytest -m gpu tests/kernels --places cuda-native,cuda-triton,cuda-reference $(PYTEST_FLAGS)
@@ -58,6 +64,9 @@ test-triton: .venv/.installed
 
 test-cuda-on-cpu: $(CUDA_ON_CPU)
 	$(PY) -m pytest tests/kernels --places cpu-native --native-library $(CUDA_ON_CPU) $(SOME)
+
+test-apart: .venv/.installed
+	$(PY) -m pytest $(APART)
 
 $(CUDA_ON_CPU): .venv/.installed $(NATIVE) $(wildcard tests/shim/*)
 	@mkdir -p $(@D)
@@ -77,10 +86,14 @@ results-quick: build .venv/.model ## check the orderings of docs/results.md in t
 	rm -rf build/results-quick
 	.venv/bin/fedspa experiment quick --out build/results-quick --workers $(WORKERS) $(RESULTS_FLAGS)
 
-lint: .venv/.installed ## ruff, clang-format and mypy, changing nothing
+lint: looks types ## ruff, clang-format and mypy, changing nothing
+
+looks: .venv/.installed
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
 	.venv/bin/clang-format --dry-run --Werror $(filter-out CMakeLists.txt,$(NATIVE)) $(SHIM)
+
+types: .venv/.installed
 	$(PY) -m mypy
 
 format: .venv/.installed ## put the sources in order
