@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -49,26 +47,20 @@ class Checks:
         self._squares: dict[str, dict[tuple[str, ...], float]] = {}
         self._groups: Counter[tuple[str, ...]] = Counter()
 
-    def compare(
-        self, members: Sequence[Member], frames: Mapping[str, tuple[Path, Envelope]]
-    ) -> None:
-        """Of statistics, look at everybody's size first: the others are a client's measure."""
-        if self._run.settings.aggregation != "statistics":
+    def compare(self, member: Member, frame: bytes, envelope: Envelope) -> None:
+        """Look at the size of a client's statistics first: the others' are its measure."""
+        try:
+            message = self._decoded(member, frame, envelope)
+        except ValueError:
+            # Its own check says so again, and leaves it out.
             return
-        kind = additive_kind(self._run.pruner)
-        for member in members:
-            try:
-                message = self._decoded(member, *frames[member.name])
-            except ValueError:
-                # Its own check says so again, and leaves it out.
-                continue
-            assert isinstance(message, StatisticsMessage)
-            self._squares[member.name] = mean_squares(message, kind)
-            self._groups.update(self._squares[member.name].keys())
+        assert isinstance(message, StatisticsMessage)
+        self._squares[member.name] = mean_squares(message, additive_kind(self._run.pruner))
+        self._groups.update(self._squares[member.name].keys())
 
-    def checked(self, member: Member, path: Path, envelope: Envelope) -> Message:
+    def checked(self, member: Member, frame: bytes, envelope: Envelope) -> Message:
         """A client's message on the block's device; raises ValueError where it is not believed."""
-        message = self._decoded(member, path, envelope)
+        message = self._decoded(member, frame, envelope)
         round_index, index = self._place
         if isinstance(message, BlockMessage):
             message = _moved(message, self._run.blocks.device)
@@ -107,7 +99,7 @@ class Checks:
                     f"model"
                 )
 
-    def _decoded(self, member: Member, path: Path, envelope: Envelope) -> Message:
+    def _decoded(self, member: Member, frame: bytes, envelope: Envelope) -> Message:
         settings = self._run.settings
         round_index, index = self._place
         dtype: torch.dtype | None
@@ -128,7 +120,7 @@ class Checks:
             kind=kind,
             dtype=dtype,
         )
-        return decode(path.read_bytes(), expected)
+        return decode(frame, expected)
 
 
 def frame_limit(run: Run, index: int) -> int:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 from torch import nn
 
 from fedspa.flower import agreed_blocks
+from fedspa.flower.arrivals import Arrivals
 from fedspa.flower.assignments import Letter, letters, versions_for
 from fedspa.flower.checks import Checks, frame_limit
 from fedspa.flower.client_work import AGREED
@@ -30,7 +30,6 @@ from fedspa.wire import Envelope, encode
 log = logging.getLogger("flwr")
 
 RUN_FILE = "network-run"
-ARRIVED = "arrived"
 MIB = 2**20
 
 
@@ -61,7 +60,7 @@ class Exchange:
         self._run_id = ""
         # The blocks that were asked last: what has arrived of them, and who is left out of them.
         self._asked: tuple[int, range] = (-1, range(0))
-        self._nonces: dict[str, str] = {}
+        self._arrivals = Arrivals(self._folder, members)
         # Who gave no answer the last time; nobody waits for these at the end.
         self._silent: dict[str, str] = {}
         self._left_out: dict[int, dict[str, str]] = {}
@@ -88,21 +87,21 @@ class Exchange:
                 self._ask(run, round_index, blocks, together)
         left_out = self._left_out[index]
         checks = Checks(run, block, round_index, index, self._network.norm_bound)
-        arrived = [member for member in asked if self._arrived(member, index).exists()]
-        frames = {m.name: (self._arrived(m, index), self._envelope(m)) for m in arrived}
+        arrived = [member for member in asked if self._arrivals.has(member.name, index)]
         with run.clock.stage("check"):
-            checks.compare(arrived, frames)
+            for member in arrived if run.settings.aggregation == "statistics" else ():
+                checks.compare(member, *self._frame(member, index))
         added = 0
         for member in arrived:
             try:
                 with run.clock.stage("check"):
-                    message = checks.checked(member, *frames[member.name])
+                    message = checks.checked(member, *self._frame(member, index))
                 add(message)
                 added += 1
             except ValueError as error:
                 left_out[member.name] = str(error)
                 log.warning("fedspa: left out: %s", error)
-            self._arrived(member, index).unlink()
+            self._arrivals.remove(member.name, index)
         need = min(self._network.min_clients, len(asked))
         if added < need:
             why = "; ".join(f"{name!r}: {text}" for name, text in left_out.items())
@@ -148,9 +147,7 @@ class Exchange:
 
     def _ask(self, run: Run, round_index: int, blocks: range, together: range) -> None:
         """Let clients work on blocks, and put what they send on the disk."""
-        for path in self._folder.glob(f"{ARRIVED}-*"):
-            path.unlink()
-        self._nonces.clear()
+        self._arrivals.clear()
         drawing = {
             member.name: [b for b in member.drawn[-1] if b in blocks] for member in run.order
         }
@@ -165,11 +162,12 @@ class Exchange:
         refused: dict[str, str] = {}
 
         def take(answer: Answer) -> None:
-            name = answer.letter.member.name
+            member, name = answer.letter.member, answer.letter.member.name
             if not answer.letter.last:
                 return
+            member.wire_up += sum(map(len, answer.frames.values()))
             try:
-                self._store(answer, drawing[name], limits)
+                self._arrivals.store(name, answer.nonce, answer.frames, drawing[name], limits)
             except ValueError as error:
                 refused[name] = str(error)
                 log.warning("fedspa: %r: %s", name, error)
@@ -182,7 +180,7 @@ class Exchange:
             self._left_out[b] = {
                 name: failed.get(name, "it sent no frame of this block")
                 for name, mine in drawing.items()
-                if b in mine and not self._path(name, b).exists()
+                if b in mine and not self._arrivals.has(name, b)
             }
 
     def _exchange(
@@ -205,22 +203,6 @@ class Exchange:
             take(answer)
 
         return self._courier.carry(queues, need, received, requeue)
-
-    def _store(self, answer: Answer, mine: list[int], limits: Mapping[int, int]) -> None:
-        """Put a client's frames on the disk; raises ValueError for one that was not asked for."""
-        member = answer.letter.member
-        member.wire_up += sum(map(len, answer.frames.values()))
-        for name, frame in answer.frames.items():
-            if name not in map(str, mine):
-                raise ValueError(f"it sent a frame {name!r:.40}, and was asked for blocks {mine}")
-            if len(frame) > limits[int(name)]:
-                raise ValueError(
-                    f"its frame of block {name} has {len(frame)} bytes, and such a block comes to "
-                    f"{limits[int(name)]} at most"
-                )
-        self._nonces[member.name] = answer.nonce
-        for name, frame in answer.frames.items():
-            self._path(member.name, int(name)).write_bytes(frame)
 
     def _task(
         self,
@@ -259,12 +241,7 @@ class Exchange:
                 write_whole(path, secrets.token_hex(16).encode())
             self._run_id = path.read_text()
 
-    def _envelope(self, member: Member) -> Envelope:
-        return Envelope(self._model, self._run_id, self._nonces[member.name])
-
-    def _arrived(self, member: Member, block: int) -> Path:
-        return self._path(member.name, block)
-
-    def _path(self, name: str, block: int) -> Path:
-        (number,) = (i for i, member in enumerate(self.members) if member.name == name)
-        return self._folder / f"{ARRIVED}-{number}-{block}"
+    def _frame(self, member: Member, index: int) -> tuple[bytes, Envelope]:
+        """What a client sent of a block, and what it must say of itself."""
+        frame, nonce = self._arrivals.read(member.name, index)
+        return frame, Envelope(self._model, self._run_id, nonce)
