@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -65,25 +65,26 @@ def _collect_weights(
 ) -> tuple[server.BlockAggregation, list[str]]:
     """Add up what clients pruned by themselves; returns the sums and who is in them."""
     sums = server.BlockAggregation(views(block), run.settings)
-    senders: list[str] = []
+    sent: Sent = {}
 
     def add(message: BlockMessage | StatisticsMessage) -> None:
         assert isinstance(message, BlockMessage)
         run.progress.stage("aggregate", message.sender)
         with run.clock.stage("aggregate"):
             sums.add(message)
-        _account(run, taking_part, message, senders)
+        _note(run, message, sent)
 
     if run.remote is not None:
         run.remote.collect(run, block, taking_part, round_index, index, together, add)
     for member in run.walked:
         if member in taking_part:
             prune_and_send(run, block, member, round_index, index, add, ahead=ahead)
+    _account(taking_part, sent)
     if taking_part and run.ranks.split == "clients":
         with run.clock.stage("aggregate"):
             sums.add_other_ranks(run.ranks)
-        senders = [member.name for member in taking_part]
-    return sums, senders
+        return sums, [member.name for member in taking_part]
+    return sums, list(sent)
 
 
 def _collect_statistics(
@@ -99,34 +100,60 @@ def _collect_statistics(
 
     returns: the sums of that one client, and who sent statistics
     """
+    pruned = server.BlockAggregation(views(block), _alone(run))
+    while True:
+        found, sent = _add_statistics(
+            run, block, taking_part, round_index, index, together, ahead
+        )
+        if not taking_part:
+            return pruned, []
+        try:
+            message = _prune_once(run, block, found, round_index, index)
+            break
+        except ValueError:
+            # Numbers that are finite and no squares may still be no sum that can be pruned with.
+            if run.remote is None or not run.remote.blame(
+                run, block, taking_part, round_index, index
+            ):
+                raise
+    _account(taking_part, sent)
+    with run.clock.stage("aggregate"):
+        pruned.add(message)
+    return pruned, list(sent)
+
+
+def _add_statistics(
+    run: Run,
+    block: nn.Module,
+    taking_part: list[Member],
+    round_index: int,
+    index: int,
+    together: range,
+    ahead: bool,
+) -> tuple[BlockStatistics, Sent]:
+    """Add up what clients gathered; returns the sums, and what each of them sent."""
     names = [member.name for member in taking_part]
     kind = additive_kind(run.pruner)
     found = BlockStatistics(views(block), kind, round_index, index, names, run.open_sum)
-    senders: list[str] = []
+    sent: Sent = {}
 
     def add(message: BlockMessage | StatisticsMessage) -> None:
         assert isinstance(message, StatisticsMessage)
         run.progress.stage("aggregate", message.sender)
         with run.clock.stage("aggregate"):
             found.add(message)
-        _account(run, taking_part, message, senders)
+        _note(run, message, sent)
 
     if run.remote is not None:
         run.remote.collect(run, block, taking_part, round_index, index, together, add)
     for member in run.walked:
         if member in taking_part:
             gather_and_send(run, block, member, round_index, index, found, add, ahead=ahead)
-    pruned = server.BlockAggregation(views(block), _alone(run))
-    if not taking_part:
-        return pruned, senders
-    if run.ranks.split == "clients":
+    if taking_part and run.ranks.split == "clients":
         with run.clock.stage("aggregate"):
             found.add_other_ranks(run.ranks)
-        senders = names
-    message = _prune_once(run, block, found, round_index, index)
-    with run.clock.stage("aggregate"):
-        pruned.add(message)
-    return pruned, senders
+        sent |= {name: _Sent() for name in names if name not in sent}
+    return found, {name: sent[name] for name in names if name in sent}
 
 
 def _prune_once(
@@ -162,26 +189,42 @@ def _alone(run: Run) -> Settings:
     )
 
 
-def _account(
-    run: Run,
-    taking_part: list[Member],
-    message: BlockMessage | StatisticsMessage,
-    senders: list[str],
-) -> None:
-    """Keep account of what a client has sent."""
-    (member,) = (member for member in taking_part if member.name == message.sender)
-    member.bytes_up += message.nbytes
+@dataclass(frozen=True)
+class _Sent:
+    """What a client's message adds to its account."""
+
+    nbytes: int = 0
+    loss: float = 0.0
+    pruned: int = 0
+    weights: int = 0
+
+
+# By client, in the order in which they are added.
+Sent = dict[str, _Sent]
+
+
+def _note(run: Run, message: BlockMessage | StatisticsMessage, sent: Sent) -> None:
+    """Note what a client has sent; it counts once the block is agreed on."""
     if isinstance(message, BlockMessage):
-        member.loss += message.loss
-        member.pruned += sum(layer.pruned for layer in message.layers.values())
-        member.weights += sum(rows * cols for rows, cols in _shapes(message))
-    senders.append(member.name)
+        layers = message.layers.values()
+        pruned = sum(layer.pruned for layer in layers)
+        weights = sum(layer.shape[0] * layer.shape[1] for layer in layers)
+        sent[message.sender] = _Sent(message.nbytes, message.loss, pruned, weights)
+    else:
+        sent[message.sender] = _Sent(message.nbytes)
     if run.observe is not None:
         run.observe(message)
 
 
-def _shapes(message: BlockMessage) -> list[tuple[int, int]]:
-    return [layer.shape for layer in message.layers.values()]
+def _account(taking_part: list[Member], sent: Sent) -> None:
+    """Keep account of what clients have sent."""
+    for member in taking_part:
+        if member.name in sent:
+            noted = sent[member.name]
+            member.bytes_up += noted.nbytes
+            member.loss += noted.loss
+            member.pruned += noted.pruned
+            member.weights += noted.weights
 
 
 def _agree(

@@ -86,11 +86,24 @@ class Remote(Protocol):
         """
         ...
 
+    def blame(
+        self, run: Run, block: nn.Module, asked: list[Member], round_index: int, index: int
+    ) -> bool:
+        """Find the clients for whom the sum of a block's statistics cannot be pruned with.
+
+        returns: whether any was found; `collect` then leaves them out
+        """
+        ...
+
     def agreed(self, run: Run, message: BlockMessage) -> dict[str, str]:
         """Take what was agreed on of a block, which clients will get, before it is committed.
 
         returns: who was left out of the block, and why
         """
+        ...
+
+    def sends_back(self, run: Run) -> bool:
+        """Whether clients get blocks that were agreed on, so that these lie on the disk."""
         ...
 
     def finish(self, run: Run) -> None:

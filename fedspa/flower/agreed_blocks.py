@@ -5,26 +5,30 @@ from __future__ import annotations
 from pathlib import Path
 
 from fedspa.streaming.disk import write_whole
+from fedspa.wire import payload_size
 
 PREFIX = "agreed"
 
 
-def write(folder: Path, block: int, version: int, payload: int, frame: bytes) -> None:
+def write(folder: Path, block: int, version: int, frame: bytes) -> None:
     """Keep a block's frame; of its earlier versions the last one stays.
 
-    payload: bytes of masks and values in it. The committed state speaks of the earlier version
-    until this one is committed, and a client may have to repeat what it did with it.
+    The committed state speaks of the earlier version until this one is committed, and a client may
+    have to repeat what it did with it. A frame of this version is one that was not committed.
     """
-    earlier = sorted(_versions(folder, block))
-    for old in earlier[:-1] if version not in earlier else earlier[:-2]:
-        find(folder, block, old)[0].unlink()
-    write_whole(folder / f"{PREFIX}-{block:05}.round-{version}.{payload}.frame", frame)
+    for old in sorted(v for v in _versions(folder, block) if v < version)[:-1]:
+        _path(folder, block, old).unlink()
+    write_whole(_path(folder, block, version), frame)
 
 
 def find(folder: Path, block: int, version: int) -> tuple[Path, int]:
     """A frame's file, and the bytes of masks and values in it."""
-    (path,) = folder.glob(f"{PREFIX}-{block:05}.round-{version}.*.frame")
-    return path, int(path.name.split(".")[2])
+    path = _path(folder, block, version)
+    return path, payload_size(path)
+
+
+def _path(folder: Path, block: int, version: int) -> Path:
+    return folder / f"{PREFIX}-{block:05}.round-{version}.frame"
 
 
 def _versions(folder: Path, block: int) -> list[int]:

@@ -58,9 +58,10 @@ class Arrivals:
         """A frame, and the nonce that it must have."""
         return self._path(name, block).read_bytes(), self._nonces[name]
 
-    def remove(self, name: str, block: int) -> None:
-        """Remove a frame that is in the sums, or was refused."""
-        self._path(name, block).unlink()
+    def remove(self, block: int) -> None:
+        """Remove the frames of a block that is agreed on."""
+        for name in self._numbers:
+            self._path(name, block).unlink(missing_ok=True)
 
     def _path(self, name: str, block: int) -> Path:
         return self._folder / f"{PREFIX}-{self._numbers[name]}-{block}"

@@ -19,6 +19,7 @@ from fedspa.wire import (
     Envelope,
     Expected,
     decode,
+    judge_definite,
     judge_mean_squares,
     judge_statistics,
     judge_weights,
@@ -26,8 +27,11 @@ from fedspa.wire import (
     square_limits,
 )
 from fedspa.work import support_of
+from fedspa_kernels.arguments import parse_pattern
 
 Message = BlockMessage | StatisticsMessage
+# Pruners that leave the weights that they keep as they are.
+UNCHANGED = ("magnitude", "wanda")
 # Of a frame beside its numbers.
 HEADER = 2**20 + 2**10
 
@@ -65,7 +69,14 @@ class Checks:
         if isinstance(message, BlockMessage):
             message = _moved(message, self._run.blocks.device)
             target = round_target(self._run.settings, round_index, member.client.sparsity)
-            judge_weights(message, views(self._block), target, self._support, self._bound)
+            judge_weights(
+                message,
+                views(self._block),
+                target,
+                self._support,
+                self._bound,
+                unchanged=self._run.settings.pruner in UNCHANGED,
+            )
             return message
         kind = additive_kind(self._run.pruner)
         most = member.client.tokens.numel()
@@ -84,6 +95,12 @@ class Checks:
             for statistic in message.statistics
         )
         return replace(message, statistics=moved)
+
+    def definite(self, member: Member, frame: bytes, envelope: Envelope) -> None:
+        """Raise ValueError unless a client's hessians can be factorised as the sum must be."""
+        message = self._decoded(member, frame, envelope)
+        if isinstance(message, StatisticsMessage) and additive_kind(self._run.pruner) == "hessian":
+            judge_definite(message, self._run.settings.damping)
 
     def _judge_group(self, member: Member, layers: tuple[str, ...]) -> None:
         """Refuse layers of one statistic that most other clients have several for, or with others.
@@ -124,18 +141,33 @@ class Checks:
 
 
 def frame_limit(run: Run, index: int) -> int:
-    """Bytes that a client's frame of a block has at most."""
-    settings = run.settings
-    shapes = shapes_of(run.blocks.modules[index]).values()
+    """Bytes that a client's frame of a block has at most, whatever it kept."""
+    return HEADER + int(_payload(run, index, kept=1.0))
+
+
+def frame_size(run: Run, index: int, round_index: int) -> float:
+    """Bytes that a client's frame of a block comes to when it keeps what it should."""
+    target = round_target(run.settings, round_index)
+    if target.sparsity is not None:
+        return _payload(run, index, kept=1 - target.sparsity)
+    assert target.pattern is not None
+    kept, of = parse_pattern("settings", target.pattern, width=0)
+    return _payload(run, index, kept=kept / of)
+
+
+def _payload(run: Run, index: int, *, kept: float) -> float:
+    settings, block = run.settings, run.blocks.modules[index]
+    shapes = shapes_of(block).values()
     if settings.aggregation == "statistics":
         size = getattr(torch, settings.statistics_dtype).itemsize
         whole = additive_kind(run.pruner) == "hessian"
-        return HEADER + sum(size * (triangle_size(cols) if whole else cols) for _, cols in shapes)
+        return float(sum(size * (triangle_size(cols) if whole else cols) for _, cols in shapes))
     bits = sum(rows * -(-cols // 8) for rows, cols in shapes)
     if settings.aggregation == "mask":
-        return HEADER + bits
-    size = (message_dtype(settings) or torch.float32).itemsize
-    return HEADER + bits + sum(rows * cols * size for rows, cols in shapes)
+        return float(bits)
+    weight = next(iter(views(block).values()))
+    size = (message_dtype(settings) or weight.dtype).itemsize
+    return bits + kept * sum(rows * cols * size for rows, cols in shapes)
 
 
 def _moved(message: BlockMessage, device: torch.device) -> BlockMessage:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,18 +13,15 @@ from typing import Any
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from fedspa.flower.client_work import answer, lacking, receive, write_result
+from fedspa.flower import windows
+from fedspa.flower.client_work import answer
 from fedspa.flower.hello import introduce
 from fedspa.flower.letters import FINISH, HELLO, WORK, read_letter, write_letter
 from fedspa.flower.node_config import Node, read_node_config
+from fedspa.flower.result import is_written, write_result
 from fedspa.flower.run_config import Network, read_run_config
-from fedspa.flower.site import (
-    OtherModel,
-    check_result_place,
-    forget_run,
-    open_site,
-)
-from fedspa.flower.tasks import DONE, LACKS, Task
+from fedspa.flower.site import OtherModel, open_site, run_folder
+from fedspa.flower.tasks import DONE, LACKS, STRANGER, Task
 from fedspa.settings import Settings
 
 log = logging.getLogger("flwr")
@@ -59,7 +57,7 @@ def finish(message: Message, context: Context) -> Message:
 def _hello(
     node: Node, network: Network, settings: Settings, record: Record, frames: dict[int, bytes]
 ) -> tuple[Record, Mapping[int, bytes]]:
-    check_result_place(node, str(record.get("run", "")))
+    is_written(node, str(record.get("run", "")))
     return introduce(node, network, settings, str(record.get("model"))), {}
 
 
@@ -76,16 +74,15 @@ def _finish(
     node: Node, network: Network, settings: Settings, record: Record, frames: dict[int, bytes]
 ) -> tuple[Record, Mapping[int, bytes]]:
     task = Task.from_record(record)
-    with _ended_after(task.seconds):
-        if node.out is not None and not check_result_place(node, task.run):
-            with open_site(node, network, settings, task) as site:
-                receive(site, task, frames)
-                lacks = lacking(site, task)
-                if lacks:
-                    return {"code": LACKS, "lacks": lacks}, {}
-                write_result(site, node.out)
+    if not is_written(node, task.run):
+        with _ended_after(task.seconds), open_site(node, network, settings, task) as site:
+            found = answer(site, task, frames)
+            if found.lacks:
+                return {"code": LACKS, "lacks": found.lacks}, {}
+            write_result(site, node)
             log.info("fedspa: the pruned model is in %s", node.out)
-        forget_run(node, network, task.run)
+    shutil.rmtree(run_folder(node, task.run), ignore_errors=True)
+    windows.remove(node.work, task.digest)
     return {"code": DONE, "lacks": ()}, {}
 
 
@@ -94,7 +91,7 @@ def _answered(message: Message, context: Context, handle: Handler) -> Message:
     nonce = ""
     frames: Mapping[int, bytes] = {}
     try:
-        record, received = read_letter(message.content)
+        record, received = read_letter(message)
         nonce = str(record.get("nonce", ""))
         settings, network = read_run_config(context.run_config)
         node = read_node_config(context.node_config, network)
@@ -103,6 +100,8 @@ def _answered(message: Message, context: Context, handle: Handler) -> Message:
         reply = {"code": DONE, **found}
     except OtherModel as error:
         reply = _refusal("other model", error)
+    except windows.Stranger as error:
+        reply = _refusal(STRANGER, error)
     except ValueError as error:
         reply = _refusal("refused", error)
     except (OSError, RuntimeError, MemoryError) as error:

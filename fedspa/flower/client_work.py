@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import nn
 
 from fedspa.blocks import views
@@ -15,15 +16,11 @@ from fedspa.flower.tasks import Task
 from fedspa.members import Member
 from fedspa.messages import BlockMessage, StatisticsMessage
 from fedspa.model import linear_layers, weight_of
-from fedspa.output import complete_folder
 from fedspa.pruners import additive_kind
-from fedspa.rounds import embed_all, restore_arguments
+from fedspa.rounds import block_counts, embed_all, restore_arguments
 from fedspa.schedule import message_dtype
 from fedspa.settings import Settings
 from fedspa.statistics import BlockStatistics
-from fedspa.streaming.federation import complete
-from fedspa.streaming.folder import Folders
-from fedspa.streaming.shards import OutputShards
 from fedspa.wire import Envelope, Expected, decode, encode
 from fedspa.work import gather_and_send, pass_by, prune_and_send, walk_again
 
@@ -35,27 +32,38 @@ Message = BlockMessage | StatisticsMessage
 
 
 @dataclass(frozen=True)
-class Answer:
+class Outcome:
     """What a client answers: a frame for each block that it worked on, or the blocks it lacks."""
 
     frames: dict[int, bytes]
     lacks: tuple[int, ...] = ()
 
 
-def answer(site: Site, task: Task, received: Mapping[int, bytes]) -> Answer:
+def answer(site: Site, task: Task, received: Mapping[int, bytes]) -> Outcome:
     """Take the agreed blocks that came with a task, and do its work.
 
     received: frames of agreed blocks
     raises:   ValueError where a frame is not what the server agreed on, or where this client's
               data or model cannot be worked with
     """
+    try:
+        return _answer(site, task, received)
+    except (SafetensorError, FileNotFoundError) as error:
+        log.warning("fedspa: what was kept cannot be read (%s), and is had again", error)
+        site.reset()
+        lacks = lacking(site, task)
+        return Outcome({}, lacks) if lacks else _answer(site, task, {})
+
+
+def _answer(site: Site, task: Task, received: Mapping[int, bytes]) -> Outcome:
+    _check_drawn(site, task)
     receive(site, task, received)
     lacks = lacking(site, task)
     if lacks:
-        return Answer({}, lacks)
+        return Outcome({}, lacks)
     begin, end = task.blocks
     if begin == end:
-        return Answer({})
+        return Outcome({})
     site.run.members[0].drawn.append(task.drawn)
     frames: dict[int, bytes] = {}
     envelope = Envelope(task.model, task.run, task.nonce)
@@ -69,7 +77,18 @@ def answer(site: Site, task: Task, received: Mapping[int, bytes]) -> Answer:
         log.info("fedspa: round %d, block %d of this client is done", task.round, index)
     if end < task.together[1]:
         _keep_ahead(site, task, end)
-    return Answer(frames)
+    return Outcome(frames)
+
+
+def _check_drawn(site: Site, task: Task) -> None:
+    """Refuse more blocks than this client's capacity allows."""
+    member, blocks = site.run.members[0], len(site.run.blocks)
+    (most,) = block_counts([member], blocks, site.run.settings)
+    if len(task.drawn) > most or not set(task.drawn) <= set(range(blocks)):
+        raise ValueError(
+            f"the server wants {len(task.drawn)} blocks of this client in a round, and its "
+            f"capacity {member.client.capacity} allows {most} of {blocks}"
+        )
 
 
 def receive(site: Site, task: Task, received: Mapping[int, bytes]) -> None:
@@ -87,17 +106,6 @@ def receive(site: Site, task: Task, received: Mapping[int, bytes]) -> None:
 def lacking(site: Site, task: Task) -> tuple[int, ...]:
     """The agreed blocks that a task needs and this client does not have."""
     return tuple(b for b, version in task.holds.items() if site.kept.versions.get(b) != version)
-
-
-def write_result(site: Site, out: Any) -> None:
-    """Write this client's copy of the pruned checkpoint: what was not agreed with it is dense."""
-    run, blocks, source = site.run, site.blocks, site.source
-    with complete_folder(out) as folder:
-        blocks.output = OutputShards(source.checkpoint, folder, source.written, resume=False)
-        try:
-            complete(run, source, blocks, Folders(folder, site.folder))
-        finally:
-            blocks.output.close()
 
 
 def agreed_kind(settings: Settings) -> str:
@@ -158,8 +166,7 @@ def _walk_agreed(site: Site, task: Task, start: int) -> None:
     for index in range(at, start):
         walk_again(run, index, index)
         site.trim()
-    site.hidden.flush()
-    site.kept.base = {"round": task.round, "block": start, "hidden": site.hidden.describe()}
+    site.kept.base = site.place(round=task.round, block=start)
     site.commit()
 
 
@@ -174,6 +181,8 @@ def _restored_ahead(site: Site, task: Task) -> int | None:
 
 
 def _restored(site: Site, place: dict[str, Any]) -> bool:
+    if place["setup"] != site.setup:
+        return False
     try:
         site.hidden.restore(place["hidden"])
     except RuntimeError as error:
@@ -187,13 +196,7 @@ def _keep_ahead(site: Site, task: Task, end: int) -> None:
     """Keep the place behind this client's own blocks; the former one too, if it is asked again."""
     if not site.run.pruner.needs_inputs:
         return
-    site.hidden.flush()
-    place = {
-        "round": task.round,
-        "start": task.together[0],
-        "block": end,
-        "hidden": site.hidden.describe(),
-    }
+    place = site.place(round=task.round, start=task.together[0], block=end)
     site.kept.ahead = [*site.kept.ahead[-1:], place]
     site.commit()
 

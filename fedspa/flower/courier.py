@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,15 +13,18 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fedspa.flower.assignments import Letter
-from fedspa.flower.letters import read_letter, write_letter
+from fedspa.flower.letters import pull, read_letter, write_letter
 from fedspa.flower.roster import LOOK, Roster
 from fedspa.flower.run_config import Network
-from fedspa.flower.tasks import DONE, LACKS, REASONS
+from fedspa.flower.tasks import DONE, FINAL, LACKS, REASONS, STRANGER
 
 log = logging.getLogger("flwr")
 
-# Seconds between two looks at who is connected, and until a client that failed is asked again.
-CENSUS, AGAIN = 3.0, 10.0
+# Seconds between two looks at who is connected, and until a client that failed is asked again:
+# at first, and twice as long every time, up to the last.
+CENSUS, AGAIN, LONGEST = 3.0, 10.0, 320.0
+# How often a client may say in one exchange that it lacks blocks.
+MOST_LACKS = 3
 
 
 @dataclass(frozen=True)
@@ -34,16 +37,36 @@ class Answer:
     frames: dict[str, bytes]
 
 
+class _Failed(ValueError):
+    """A client's failure, which it gave a code of; the words are the server's."""
+
+    def __init__(self, code: str) -> None:
+        super().__init__(REASONS.get(code, REASONS["failed"]))
+        self.code = code
+
+
 @dataclass
-class _Round:
-    """What is under way of one exchange; by client where nothing else is said."""
+class _Open:
+    """A letter under way: until when its client has time, and whether it is still waited for."""
+
+    letter: Letter
+    nonce: str
+    until: float
+    waited: bool = True
+
+
+@dataclass
+class _Exchange:
+    """What is under way: letters by their message, all else by client."""
 
     queues: dict[str, list[Letter]]
-    # By message: its letter and nonce.
-    open: dict[str, tuple[Letter, str]] = field(default_factory=dict)
+    open: dict[str, _Open] = field(default_factory=dict)
     done: set[str] = field(default_factory=set)
     failed: dict[str, str] = field(default_factory=dict)
+    # When a client that failed is asked again; one whose failure is final is not in it.
     again: dict[str, float] = field(default_factory=dict)
+    pauses: dict[str, float] = field(default_factory=dict)
+    lacks: dict[str, int] = field(default_factory=dict)
 
 
 class Courier:
@@ -57,128 +80,170 @@ class Courier:
     def carry(
         self,
         queues: Mapping[str, Sequence[Letter]],
-        need: int,
+        enough: Callable[[Set[str]], bool],
         take: Callable[[Answer], None],
-        requeue: Callable[[Answer], list[Letter]],
+        requeue: Callable[[Letter, tuple[int, ...]], list[Letter]],
+        waited: Set[str] | None = None,
     ) -> dict[str, str]:
         """Send every client its letters one after the other, and hand on the answers as they come.
 
-        queues: letters by the client's name. need: how many clients must have answered their last.
-        take: is given each answer. requeue: the letters for a client that lacks agreed blocks.
+        queues:  letters by the client's name
+        enough:  whether these clients suffice, which have answered their last letter
+        take:    is given each answer; raises ValueError where it is of no use
+        requeue: the letters for a client that lacks agreed blocks, given its last letter
+        waited:  clients that are waited for until their deadline; None: all
         returns: by client why it has not answered
-        raises: RuntimeError where fewer than `need` answered within deadline and patience
+        raises:  RuntimeError where there are not enough within deadline and patience
         """
-        network, now = self._network, time.monotonic()
-        round_ = _Round({name: list(letters) for name, letters in queues.items()})
-        deadline, census = now + network.deadline, 0.0
+        exchange = _Exchange({name: list(letters) for name, letters in queues.items()})
+        longest = max((len(letters) for letters in queues.values()), default=0)
+        end = time.monotonic() + longest * self._network.deadline + self._network.patience
+        census = time.monotonic() + CENSUS
         for name in queues:
-            self._send_next(round_, name)
-        while len(round_.done) < len(queues):
-            self._take_answers(round_, take, requeue)
+            self._send_next(exchange, name)
+        while len(exchange.done) < len(queues):
+            for message_id in list(exchange.open):
+                self._take_answer(exchange, message_id, take, requeue)
             now = time.monotonic()
             if now > census:
                 census = now + CENSUS
-                self._take_census(round_, now)
-            if now > deadline or not round_.open:
-                if len(round_.done) >= need:
+                self._take_census(exchange, now)
+            if enough(exchange.done):
+                if not self._pending(exchange, waited, now):
                     break
-                if now > deadline + network.patience:
-                    raise RuntimeError(self._too_few(round_, need))
-            if len(round_.done) < len(queues):
+            elif now > end:
+                raise RuntimeError(self._too_few(exchange))
+            if len(exchange.done) < len(queues):
                 time.sleep(LOOK)
-        late = f"no answer within {network.deadline:g} s"
-        return {name: round_.failed.get(name, late) for name in queues if name not in round_.done}
+        return {name: self._why(exchange, name) for name in queues if name not in exchange.done}
 
-    def _send_next(self, round_: _Round, name: str) -> None:
-        letter = round_.queues[name][0]
+    def _pending(self, exchange: _Exchange, waited: Set[str] | None, now: float) -> bool:
+        """Whether anybody has time left who is waited for."""
+        return any(
+            under_way.waited and now < under_way.until
+            for under_way in exchange.open.values()
+            if waited is None or under_way.letter.member.name in waited
+        )
+
+    def _send_next(self, exchange: _Exchange, name: str) -> None:
+        letter = exchange.queues[name][0]
         nonce = secrets.token_hex(16)
         task = replace(letter.task, nonce=nonce)
         frames = {str(block): path.read_bytes() for block, (path, _) in letter.frames.items()}
-        message = Message(
-            write_letter(task.to_record(), frames),
-            self._roster.node_of(name),
-            letter.kind,
-            ttl=self._network.deadline + self._network.patience,
-        )
+        time_to_live = self._network.deadline + self._network.patience
+        node = self._roster.node_of(name)
+        exchange.again.pop(name, None)
+        content = write_letter(task.to_record(), frames)
+        message = Message(content, node, letter.kind, ttl=time_to_live)
+        (message_id,) = self._grid.push_messages([message])
+        if not message_id:
+            self._fail(exchange, name, "its node is not connected")
+            return
         letter.member.bytes_down += sum(payload for _, payload in letter.frames.values())
         letter.member.wire_down += sum(map(len, frames.values()))
-        (message_id,) = self._grid.push_messages([message])
-        if message_id:
-            round_.open[message_id] = letter, nonce
-            round_.failed.pop(name, None)
-        else:
-            self._fail(round_, name, "its node is not connected")
+        until = time.monotonic() + self._network.deadline
+        exchange.open[message_id] = _Open(letter, nonce, until)
+        exchange.failed.pop(name, None)
 
-    def _take_answers(
+    def _take_answer(
         self,
-        round_: _Round,
+        exchange: _Exchange,
+        message_id: str,
         take: Callable[[Answer], None],
-        requeue: Callable[[Answer], list[Letter]],
+        requeue: Callable[[Letter, tuple[int, ...]], list[Letter]],
     ) -> None:
-        """Take what has arrived, a message at a time: memory holds no more than one."""
-        for message_id, (letter, nonce) in list(round_.open.items()):
-            for reply in self._grid.pull_messages([message_id]):
-                del round_.open[message_id]
-                name = letter.member.name
-                try:
-                    answer = _read(reply, letter, nonce)
-                except ValueError as error:
-                    self._fail(round_, name, str(error))
-                    continue
-                if answer.lacks:
-                    round_.queues[name] = requeue(answer)
-                    self._send_next(round_, name)
-                    continue
-                take(answer)
-                if letter.last:
-                    round_.done.add(name)
-                else:
-                    round_.queues[name] = round_.queues[name][1:]
-                    self._send_next(round_, name)
+        """Take what has arrived for a message; when this returns, nothing holds its bytes."""
+        for reply in pull(self._grid, message_id):
+            under_way = exchange.open.pop(message_id)
+            letter, name = under_way.letter, under_way.letter.member.name
+            if name in exchange.done:
+                return
+            try:
+                answer = _read(reply, letter, under_way.nonce)
+                if not answer.lacks:
+                    take(answer)
+            except ValueError as error:
+                # Of a letter that was given up, another is under way.
+                if under_way.waited:
+                    self._fail(exchange, name, str(error), getattr(error, "code", ""))
+                return
+            if answer.lacks:
+                self._resend(exchange, name, answer, requeue)
+            elif letter.last:
+                exchange.done.add(name)
+                log.info(
+                    "fedspa: %r has answered, %d of %d",
+                    name,
+                    len(exchange.done),
+                    len(exchange.queues),
+                )
+            else:
+                exchange.queues[name] = exchange.queues[name][1:]
+                self._send_next(exchange, name)
 
-    def _take_census(self, round_: _Round, now: float) -> None:
+    def _resend(
+        self,
+        exchange: _Exchange,
+        name: str,
+        answer: Answer,
+        requeue: Callable[[Letter, tuple[int, ...]], list[Letter]],
+    ) -> None:
+        count = exchange.lacks[name] = exchange.lacks.get(name, 0) + 1
+        exchange.queues[name] = requeue(exchange.queues[name][-1], answer.lacks)
+        if count > MOST_LACKS:
+            self._fail(exchange, name, "it lost what it was sent, again and again")
+        else:
+            self._send_next(exchange, name)
+
+    def _take_census(self, exchange: _Exchange, now: float) -> None:
         """Give up letters to nodes that have left; ask clients again that failed, or are back."""
         back = self._roster.welcome_back()
         online = self._roster.online()
-        for message_id, (letter, _) in list(round_.open.items()):
-            name = letter.member.name
-            if name in back or self._roster.node_of(name) not in online:
-                del round_.open[message_id]
-                self._fail(round_, name, "its node left")
-        for name in list(round_.failed):
-            again = now > round_.again[name] and self._roster.node_of(name) in online
+        for under_way in exchange.open.values():
+            name = under_way.letter.member.name
+            if under_way.waited and (name in back or self._roster.node_of(name) not in online):
+                # An answer that still comes is taken.
+                under_way.waited = False
+                self._fail(exchange, name, "its node left")
+        for name in list(exchange.failed):
+            again = now > exchange.again.get(name, now) and self._roster.node_of(name) in online
             if name in back or again:
-                self._send_next(round_, name)
+                self._send_next(exchange, name)
 
-    def _fail(self, round_: _Round, name: str, why: str) -> None:
-        round_.failed[name] = why
-        round_.again[name] = time.monotonic() + AGAIN
+    def _fail(self, exchange: _Exchange, name: str, why: str, code: str = "") -> None:
+        exchange.failed[name] = why
+        if code == STRANGER:
+            self._roster.ask_again(name)
+        if code not in FINAL:
+            pause = exchange.pauses.get(name, AGAIN)
+            exchange.pauses[name] = min(2 * pause, LONGEST)
+            exchange.again[name] = time.monotonic() + pause
         log.warning("fedspa: %r: %s", name, why)
 
-    def _too_few(self, round_: _Round, need: int) -> str:
-        late = f"no answer within {self._network.deadline:g} s"
-        missing = [name for name in round_.queues if name not in round_.done]
-        why = "; ".join(f"{name!r}: {round_.failed.get(name, late)}" for name in missing)
+    def _why(self, exchange: _Exchange, name: str) -> str:
+        return exchange.failed.get(name, f"no answer within {self._network.deadline:g} s")
+
+    def _too_few(self, exchange: _Exchange) -> str:
+        missing = [name for name in exchange.queues if name not in exchange.done]
+        why = "; ".join(f"{name!r}: {self._why(exchange, name)}" for name in missing)
         return (
-            f"{len(round_.done)} of {len(round_.queues)} clients answered, and min-clients is "
-            f"{need} ({why}); mend these clients and start the run again, which goes on after the "
-            f"last finished block"
+            f"{len(exchange.done)} of {len(exchange.queues)} clients answered, and min-clients is "
+            f"{self._network.min_clients} for every block ({why}); mend these clients and start "
+            f"the run again, which goes on after the last finished block"
         )
 
 
-def _read(reply: Message, letter: Letter, nonce: str) -> Answer:
+def _read(reply: Message | None, letter: Letter, nonce: str) -> Answer:
     """A client's answer; raises ValueError where it has failed, in the server's own words."""
-    if reply.has_error():
-        # Flower's text holds that of the client's exception.
-        raise ValueError("its app crashed or could not be reached; its own log says more")
-    record, frames = read_letter(reply.content)
+    record, frames = read_letter(reply)
     if record.get("nonce") != nonce:
         raise ValueError("it answered another task than it was asked")
     code = record.get("code")
     if code not in (DONE, LACKS):
-        raise ValueError(REASONS.get(str(code), REASONS["failed"]))
+        raise _Failed(str(code))
     lacks = _numbers(record.get("lacks"))
-    if (code == LACKS) != bool(lacks) or not set(lacks) <= set(letter.task.holds):
+    known = len(set(lacks)) == len(lacks) and set(lacks) <= set(letter.task.holds)
+    if (code == LACKS) != bool(lacks) or not known:
         raise ValueError("it lacks blocks that it was not to have")
     return Answer(letter, nonce, lacks, frames)
 

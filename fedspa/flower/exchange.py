@@ -6,37 +6,47 @@ message whatever the number of clients; then they are checked and added block by
 
 from __future__ import annotations
 
+import json
 import logging
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
+from dataclasses import asdict
 
 from torch import nn
 
 from fedspa.flower import agreed_blocks
 from fedspa.flower.arrivals import Arrivals
 from fedspa.flower.assignments import Letter, letters, versions_for
-from fedspa.flower.checks import Checks, frame_limit
+from fedspa.flower.checks import Checks, frame_limit, frame_size
 from fedspa.flower.client_work import AGREED
 from fedspa.flower.courier import Answer, Courier
+from fedspa.flower.introductions import Introduction
 from fedspa.flower.letters import FINISH, WORK
+from fedspa.flower.roster import Roster
 from fedspa.flower.run_config import Network
 from fedspa.flower.tasks import Task
 from fedspa.members import Add, Member, Run
-from fedspa.messages import BlockMessage
+from fedspa.messages import BlockMessage, StatisticsMessage
+from fedspa.schedule import exchanged_together
 from fedspa.streaming.disk import write_whole
 from fedspa.streaming.folder import folders_of
+from fedspa.streaming.state import STATE_FILE
 from fedspa.wire import Envelope, encode
 
 log = logging.getLogger("flwr")
 
-RUN_FILE = "network-run"
+RUN_FILE = "network.json"
 MIB = 2**20
+LONGEST_REASON = 500
 
 
-def stored_run(network: Network) -> str:
-    """The id of the run that a killed server left beside its output, or "" where there is none."""
+def stored_run(network: Network) -> tuple[str, list[Introduction]]:
+    """The id and the clients of the run that a killed server left beside its output, if it did."""
     path = folders_of(network.out).state / RUN_FILE
-    return "" if network.restart or not path.is_file() else path.read_text()
+    if network.restart or not (path.is_file() and (path.parent / STATE_FILE).is_file()):
+        return "", []
+    record = json.loads(path.read_text())
+    return record["run"], [Introduction(**found) for found in record["clients"]]
 
 
 class Exchange:
@@ -44,23 +54,22 @@ class Exchange:
 
     def __init__(
         self,
-        members: list[Member],
+        roster: Roster,
         courier: Courier,
         network: Network,
         model: str,
-        wants_result: Callable[[str], bool],
     ) -> None:
         """model: digest of the checkpoint, which every frame names."""
-        self.members = members
+        self.members = roster.members
+        self._roster = roster
         self._courier = courier
         self._network = network
         self._model = model
-        self._wants_result = wants_result
         self._folder = folders_of(network.out).state
         self._run_id = ""
         # The blocks that were asked last: what has arrived of them, and who is left out of them.
         self._asked: tuple[int, range] = (-1, range(0))
-        self._arrivals = Arrivals(self._folder, members)
+        self._arrivals = Arrivals(self._folder, self.members)
         # Who gave no answer the last time; nobody waits for these at the end.
         self._silent: dict[str, str] = {}
         self._left_out: dict[int, dict[str, str]] = {}
@@ -81,13 +90,17 @@ class Exchange:
         self._open_run()
         round_asked, blocks = self._asked
         if round_asked != round_index or index not in blocks:
-            count = self._network.blocks_per_message or self._fitting(run)
+            count = self._network.blocks_per_message or self._fitting(run, round_index)
             blocks = range(index, min(index + count, together.stop))
             with run.clock.stage("wait"):
                 self._ask(run, round_index, blocks, together)
         left_out = self._left_out[index]
         checks = Checks(run, block, round_index, index, self._network.norm_bound)
-        arrived = [member for member in asked if self._arrivals.has(member.name, index)]
+        arrived = [
+            member
+            for member in asked
+            if self._arrivals.has(member.name, index) and member.name not in left_out
+        ]
         with run.clock.stage("check"):
             for member in arrived if run.settings.aggregation == "statistics" else ():
                 checks.compare(member, *self._frame(member, index))
@@ -96,12 +109,16 @@ class Exchange:
             try:
                 with run.clock.stage("check"):
                     message = checks.checked(member, *self._frame(member, index))
-                add(message)
-                added += 1
+                if isinstance(message, StatisticsMessage):
+                    add(message)
             except ValueError as error:
-                left_out[member.name] = str(error)
-                log.warning("fedspa: left out: %s", error)
-            self._arrivals.remove(member.name, index)
+                left_out[member.name] = f"{error!s:.{LONGEST_REASON}}"
+                log.warning("fedspa: left out: %s", left_out[member.name])
+            else:
+                # Sums of weights are of no use once adding to them has failed: nothing is left out.
+                if isinstance(message, BlockMessage):
+                    add(message)
+                added += 1
         need = min(self._network.min_clients, len(asked))
         if added < need:
             why = "; ".join(f"{name!r}: {text}" for name, text in left_out.items())
@@ -111,37 +128,59 @@ class Exchange:
                 f"run again, which goes on after the last finished block"
             )
 
+    def blame(
+        self, run: Run, block: nn.Module, asked: list[Member], round_index: int, index: int
+    ) -> bool:
+        """See `members.Remote`."""
+        checks = Checks(run, block, round_index, index, self._network.norm_bound)
+        left_out, before = self._left_out[index], len(self._left_out[index])
+        for member in asked:
+            if member.name not in left_out:
+                try:
+                    with run.clock.stage("check"):
+                        checks.definite(member, *self._frame(member, index))
+                except ValueError as error:
+                    left_out[member.name] = f"{error!s:.{LONGEST_REASON}}"
+                    log.warning("fedspa: left out: %s", left_out[member.name])
+        return len(left_out) > before
+
     def agreed(self, run: Run, message: BlockMessage) -> dict[str, str]:
         """See `members.Remote`."""
-        frame = encode(message, Envelope(self._model, self._run_id, AGREED))
-        agreed_blocks.write(self._folder, message.block, message.round, message.nbytes, frame)
+        if self.sends_back(run):
+            frame = encode(message, Envelope(self._model, self._run_id, AGREED))
+            agreed_blocks.write(self._folder, message.block, message.round, frame)
         left_out = self._left_out.pop(message.block, {})
+        self._arrivals.remove(message.block)
         without = f", without {', '.join(map(repr, left_out))}" if left_out else ""
         log.info(
-            "fedspa: round %d of %d, block %d of %d agreed on%s",
-            message.round + 1,
-            run.settings.rounds,
+            "fedspa: round %d, block %d agreed on%s (%d of %d)",
+            message.round,
+            message.block,
+            without,
             message.block + 1,
             len(run.blocks),
-            without,
         )
         return left_out
 
+    def sends_back(self, run: Run) -> bool:
+        """See `members.Remote`: later blocks or rounds need them, or a client's own result."""
+        later = exchanged_together(run.settings, len(run.blocks)) < len(run.blocks)
+        wanted = any(self._roster.wants_result(member.name) for member in self.members)
+        return later or run.settings.rounds > 1 or wanted
+
     def finish(self, run: Run) -> None:
-        """See `members.Remote`; a client that cannot be reached is not waited for."""
+        """See `members.Remote`; clients that were silent in the last exchange get no extra time."""
         self._open_run()
         queues = {}
         for member in self.members:
-            if member.name in self._silent:
-                continue
             ever = {block for drawn in member.drawn for block in drawn}
             holds = {block: run.agreed[block] for block in sorted(ever) if block in run.agreed}
-            if not self._wants_result(member.name):
+            if not self._roster.wants_result(member.name):
                 holds = {}
-            task = self._task(member, holds)
-            queues[member.name] = self._letters(member, task, FINISH)
+            queues[member.name] = self._letters(member, self._task(member, holds), FINISH)
         with run.clock.stage("wait"):
-            failed = self._silent | self._exchange(queues, 0, lambda answer: None)
+            waited = queues.keys() - self._silent
+            failed = self._exchange(queues, lambda done: True, lambda answer: None, waited)
         for name, why in failed.items():
             log.warning("fedspa: %r did not get the end of the run: %s", name, why)
 
@@ -151,49 +190,49 @@ class Exchange:
         drawing = {
             member.name: [b for b in member.drawn[-1] if b in blocks] for member in run.order
         }
-        asked = {b: sum(b in mine for mine in drawing.values()) for b in blocks}
+        asked = {b: {name for name, mine in drawing.items() if b in mine} for b in blocks}
+        counts = {b: len(names) for b, names in asked.items()}
         queues = {}
         for member in run.order:
             if drawing[member.name]:
                 holds = versions_for(run, member, round_index, blocks, together)
-                task = self._task(member, holds, blocks, together, asked)
+                task = self._task(member, holds, blocks, together, counts)
                 queues[member.name] = self._letters(member, task, WORK)
         limits = {b: frame_limit(run, b) for b in blocks}
-        refused: dict[str, str] = {}
+        least = self._network.min_clients
+
+        def enough(done: Set[str]) -> bool:
+            return all(len(done & names) >= min(least, len(names)) for names in asked.values())
 
         def take(answer: Answer) -> None:
-            member, name = answer.letter.member, answer.letter.member.name
-            if not answer.letter.last:
-                return
-            member.wire_up += sum(map(len, answer.frames.values()))
-            try:
-                self._arrivals.store(name, answer.nonce, answer.frames, drawing[name], limits)
-            except ValueError as error:
-                refused[name] = str(error)
-                log.warning("fedspa: %r: %s", name, error)
+            member = answer.letter.member
+            if answer.letter.last:
+                member.wire_up += sum(map(len, answer.frames.values()))
+                mine = drawing[member.name]
+                self._arrivals.store(member.name, answer.nonce, answer.frames, mine, limits)
 
-        need = min(self._network.min_clients, len(queues))
-        self._silent = self._exchange(queues, need, take)
-        failed = self._silent | refused
+        # Who was silent is asked, and not waited for again where the others are enough.
+        waited = queues.keys() - self._silent
+        self._silent = self._exchange(queues, enough, take, waited)
         self._asked = round_index, blocks
-        for b in blocks:
+        for b, names in asked.items():
             self._left_out[b] = {
-                name: failed.get(name, "it sent no frame of this block")
-                for name, mine in drawing.items()
-                if b in mine and not self._arrivals.has(name, b)
+                name: self._silent.get(name, "it sent no frame of this block")
+                for name in drawing
+                if name in names and not self._arrivals.has(name, b)
             }
 
     def _exchange(
         self,
         queues: Mapping[str, list[Letter]],
-        need: int,
+        enough: Callable[[Set[str]], bool],
         take: Callable[[Answer], None],
+        waited: Set[str] | None = None,
     ) -> dict[str, str]:
         """Carry letters, and keep account of what clients have got; returns who failed, and why."""
 
-        def requeue(answer: Answer) -> list[Letter]:
-            letter = answer.letter
-            for block in answer.lacks:
+        def requeue(letter: Letter, lacks: tuple[int, ...]) -> list[Letter]:
+            for block in lacks:
                 letter.member.holds.pop(block, None)
             return self._letters(letter.member, letter.task, letter.kind)
 
@@ -202,7 +241,7 @@ class Exchange:
             member.holds |= {block: task.holds[block] for block in answer.letter.frames}
             take(answer)
 
-        return self._courier.carry(queues, need, received, requeue)
+        return self._courier.carry(queues, enough, received, requeue, waited)
 
     def _task(
         self,
@@ -216,30 +255,34 @@ class Exchange:
             nonce="",
             run=self._run_id,
             model=self._model,
-            name=member.name,
+            digest=member.digest,
             round=len(member.drawn) - 1,
             drawn=member.drawn[-1],
             together=(together.start, together.stop),
             blocks=(blocks.start, blocks.stop),
             asked=asked or {},
             holds=holds,
-            seconds=self._network.deadline,
+            seconds=self._network.deadline + self._network.patience,
         )
 
     def _letters(self, member: Member, task: Task, kind: str) -> list[Letter]:
         return letters(member, task, kind, self._folder, self._network.message_mib * MIB)
 
-    def _fitting(self, run: Run) -> int:
+    def _fitting(self, run: Run, round_index: int) -> int:
         """How many blocks fit into one message; at least one."""
-        largest = max(frame_limit(run, index) for index in range(len(run.blocks)))
-        return max(1, int(self._network.message_mib * MIB) // largest)
+        largest = max(frame_size(run, index, round_index) for index in range(len(run.blocks)))
+        return max(1, int(self._network.message_mib * MIB / largest))
 
     def _open_run(self) -> None:
-        if not self._run_id:
-            path = self._folder / RUN_FILE
-            if not path.is_file():
-                write_whole(path, secrets.token_hex(16).encode())
-            self._run_id = path.read_text()
+        """Find the run's id beside the committed state, or make one; a restart has removed it."""
+        if self._run_id:
+            return
+        path = self._folder / RUN_FILE
+        if not path.is_file():
+            clients = [asdict(found) for found in self._roster.introductions]
+            record = {"run": secrets.token_hex(16), "clients": clients}
+            write_whole(path, json.dumps(record).encode())
+        self._run_id = json.loads(path.read_text())["run"]
 
     def _frame(self, member: Member, index: int) -> tuple[bytes, Envelope]:
         """What a client sent of a block, and what it must say of itself."""

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import Any
 
 import torch
 
 from fedspa.config import ClientSpec
+from fedspa.flower import windows
 from fedspa.flower.node_config import Node
 from fedspa.flower.run_config import Network
 from fedspa.flower.site import (
-    WINDOWS,
     check_same_model,
-    locked,
     open_checkpoint,
     own_settings,
-    write_windows,
+    remove_old_runs,
 )
 from fedspa.ranks import alone
 from fedspa.run import order_key, prepare
 from fedspa.settings import Settings
+from fedspa.streaming.architecture import Source
 from fedspa.streaming.blocks import StreamedBlocks
 from fedspa.streaming.fingerprint import model_digest
 
@@ -29,7 +30,7 @@ def introduce(node: Node, network: Network, settings: Settings, servers: str) ->
 
     servers: the digest of the server's model
     raises:  OtherModel where this client's is another, ValueError where its model or its text
-             cannot be used
+             cannot be used, RuntimeError where its disk is too small
     """
     source = open_checkpoint(node.model, network, node.device)
     model = model_digest(source)
@@ -43,8 +44,10 @@ def introduce(node: Node, network: Network, settings: Settings, servers: str) ->
     finally:
         blocks.close()
     node.work.mkdir(parents=True, exist_ok=True)
-    with locked(node.work, network.deadline):
-        write_windows(node.work / WINDOWS, client.tokens, model)
+    _check_room(node, source, settings, client.tokens.numel())
+    remove_old_runs(node)
+    digest = order_key(client)
+    windows.write(node.work, client.tokens, digest, model)
     return {
         "name": node.name,
         "partition": node.partition,
@@ -52,7 +55,24 @@ def introduce(node: Node, network: Network, settings: Settings, servers: str) ->
         "seqlen": client.tokens.shape[1],
         "capacity": node.capacity,
         "sparsity": node.sparsity,
-        "digest": order_key(client),
+        "digest": digest,
+        "word": windows.secret_word(node.work),
         "model": model,
         "wants": node.out is not None,
     }
+
+
+def _check_room(node: Node, source: Source, settings: Settings, tokens: int) -> None:
+    """Refuse to begin with too little disk for agreed blocks, hidden states and a result."""
+    config = source.model.config.get_text_config(decoder=True)
+    # The agreed blocks, in walks of several exchanges or rounds, and for the result.
+    again = settings.walking == "synchronous" or settings.rounds > 1 or node.out is not None
+    needed = source.checkpoint.nbytes * (again + (node.out is not None))
+    # Four places are kept at a time at most.
+    needed += 4 * tokens * config.hidden_size * source.dtype.itemsize
+    free = shutil.disk_usage(node.work).free
+    if needed > free:
+        raise RuntimeError(
+            f"{node.work}: this run may take {needed / 1e9:.1f} GB of disk, and {free / 1e9:.1f} "
+            f"GB are free; free some, or name another work=... in --node-config"
+        )

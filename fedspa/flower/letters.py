@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from typing import Any
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+import httpx
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+
+from fedspa.wire.header import shown
+
+log = logging.getLogger("flwr")
 
 # Types of messages, which the client's app has a function for each.
 HELLO, WORK, FINISH = "query.hello", "train.work", "train.finish"
@@ -25,23 +32,46 @@ def write_letter(record: Mapping[str, Any], frames: Mapping[str, bytes]) -> Reco
     return RecordDict({TEXT: ConfigRecord({"json": text}), FRAMES: ArrayRecord(arrays)})
 
 
-def read_letter(content: RecordDict) -> tuple[dict[str, Any], dict[str, bytes]]:
+def pull(grid: Grid, message_id: str) -> list[Message | None]:
+    """What has come for a message: nothing yet, or its answer, None where that cannot be read.
+
+    message_id: "" where nothing is on its way. Raises httpx.HTTPError where the network fails.
+    """
+    if not message_id:
+        return []
+    try:
+        return list(grid.pull_messages([message_id]))
+    except httpx.HTTPError:
+        raise
+    except Exception as error:
+        # Flower builds an answer from what a client sent, and checks little of it.
+        log.warning("fedspa: an answer could not be read (%s)", type(error).__name__)
+        return [None]
+
+
+def read_letter(message: Message | None) -> tuple[dict[str, Any], dict[str, bytes]]:
     """The JSON object and the frames of a message; raises ValueError where it has none such."""
+    if message is None:
+        raise ValueError("its answer could not be read")
+    if message.has_error():
+        # Flower's text holds that of the client's exception.
+        raise ValueError("its app crashed or could not be reached; its own log says more")
+    content = message.content
     configs, arrays = content.config_records, content.array_records
     if set(content) != {TEXT, FRAMES} or TEXT not in configs or FRAMES not in arrays:
-        raise ValueError(f"a message holds {sorted(content)[:4]}, and not a text and frames")
+        raise ValueError("its message holds something else than a text and frames")
     text = configs[TEXT].get("json")
     if not isinstance(text, str) or len(text) > LONGEST_TEXT:
-        raise ValueError(f"a message's text is no text of at most {LONGEST_TEXT} characters")
+        raise ValueError(f"its message's text is no text of at most {LONGEST_TEXT} characters")
     try:
         record = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"a message's text is not JSON: {error}") from None
+    except (ValueError, RecursionError):
+        raise ValueError("its message's text is not JSON") from None
     if not isinstance(record, dict):
-        raise ValueError("a message's text is not a JSON object")
+        raise ValueError("its message's text is not a JSON object")
     frames = {}
     for name, array in arrays[FRAMES].items():
         if array.stype != STYPE:
-            raise ValueError(f"a message's frame is of type {array.stype!r:.40}, not {STYPE!r}")
+            raise ValueError(f"its message has a frame of type {shown(array.stype)}, not {STYPE!r}")
         frames[name] = array.data
     return record, frames

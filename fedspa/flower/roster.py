@@ -5,86 +5,95 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fedspa.data import Client
-from fedspa.flower.letters import HELLO, read_letter, write_letter
+from fedspa.flower.introductions import Introduction, not_the_same, read_introduction
+from fedspa.flower.letters import HELLO, pull, read_letter, write_letter
 from fedspa.flower.run_config import Network
 from fedspa.flower.tasks import DONE, REASONS
 from fedspa.members import Member
-from fedspa.settings import is_number
+from fedspa.settings import Settings
 
 log = logging.getLogger("flwr")
 
-# Seconds between two looks at the network.
-LOOK = 0.5
-LONGEST_NAME = 100
-# More windows, or longer ones, no client has.
-MOST = 2**40
+# Seconds between two looks at the network, and until a node that was refused is asked again.
+LOOK, AGAIN = 0.5, 10.0
 
 
-@dataclass(frozen=True)
-class Introduction:
-    """What a node says of its client; every value is checked.
+@dataclass
+class _Greeting:
+    """A node that was asked who it is: the message, "" once it has answered; when to ask again."""
 
-    digest: orders the clients. wants: whether it writes a pruned checkpoint of its own.
-    """
-
-    node: int
-    name: str
-    partition: int
-    samples: int
-    seqlen: int
-    capacity: float
-    sparsity: float | None
-    digest: str
-    wants: bool
+    message_id: str
+    again: float = math.inf
 
 
 class Roster:
     """The clients of a run, and the nodes that they are at."""
 
-    def __init__(self, grid: Grid, network: Network, model: str, run: str) -> None:
-        """model: the digest that every client's model must have. run: "" where none has begun."""
+    def __init__(
+        self,
+        grid: Grid,
+        network: Network,
+        settings: Settings,
+        model: str,
+        run: str = "",
+        known: Sequence[Introduction] = (),
+    ) -> None:
+        """model: the digest that every client's model must have.
+
+        run, known: the id and the clients of a run that was interrupted.
+        """
         self.members: list[Member] = []
-        self._introduced: dict[str, Introduction] = {}
+        self._introduced = {found.name: found for found in known}
+        self._resumed = bool(known)
         self._grid = grid
         self._network = network
+        self._settings = settings
         self._letter = {"nonce": HELLO, "model": model, "run": run}
         self._model = model
-        # Nodes that were asked who they are: the message, or "" once they have answered.
-        self._asked: dict[int, str] = {}
+        self._greeted: dict[int, _Greeting] = {}
         self._refused: dict[int, str] = {}
 
     def join(self) -> None:
-        """Wait for as many clients as the run has.
+        """Wait for as many clients as the run has; in one that was interrupted, fewer may come.
 
-        Raises ValueError where two nodes have one partition or name, and RuntimeError where too
-        few join in time.
+        Raises ValueError where two nodes have one partition or name, or the interrupted run has
+        another number of clients, and RuntimeError where too few join in time.
         """
-        network = self._network
+        network, here = self._network, set[str]()
+        if self._resumed and len(self._introduced) != network.clients:
+            raise ValueError(
+                f"the interrupted run has {len(self._introduced)} clients, and clients is "
+                f"{network.clients}; give the same number, or restart=true to begin anew"
+            )
         end = time.monotonic() + network.join_timeout
-        said = 0
-        while len(self._introduced) < network.clients:
-            for found in self.look():
-                self._introduce(found)
-                said = len(self._introduced)
-                log.info("fedspa: %r is here, %d of %d clients", found.name, said, network.clients)
-            if len(self._introduced) < network.clients:
-                if time.monotonic() > end:
-                    raise RuntimeError(self._too_few())
+        while len(here) < network.clients:
+            found = self.welcome_back() if self._resumed else self._welcome()
+            for name in found - here:
+                here.add(name)
+                log.info("fedspa: %r is here, %d of %d clients", name, len(here), network.clients)
+            if time.monotonic() > end and len(here) < network.clients:
+                if self._resumed and len(here) >= network.min_clients:
+                    break
+                raise RuntimeError(self._too_few(here))
+            if len(here) < network.clients:
                 time.sleep(LOOK)
-        ordered = sorted(self._introduced.values(), key=lambda found: found.partition)
-        self.members = [_member(found) for found in ordered]
+        self.members = [_member(found) for found in self.introductions]
+
+    @property
+    def introductions(self) -> list[Introduction]:
+        """All clients of the run, by their partitions."""
+        return sorted(self._introduced.values(), key=lambda found: found.partition)
 
     def node_of(self, name: str) -> int:
-        """The node that a client is at."""
+        """The node that a client is at, or was at last."""
         return self._introduced[name].node
 
     def wants_result(self, name: str) -> bool:
@@ -95,78 +104,107 @@ class Roster:
         """The nodes that are connected now."""
         return set(self._grid.get_node_ids())
 
+    def ask_again(self, name: str) -> None:
+        """Let a client introduce itself once more, as one must that lost what it had."""
+        self._greeted.pop(self.node_of(name), None)
+
     def welcome_back(self) -> set[str]:
         """Look for clients at new nodes, as one that was started again has; their names."""
         back = set()
-        for found in self.look():
+        for found in self._look():
             known = self._introduced.get(found.name)
-            # Nobody but the client and this server knows the digest of its windows.
-            if known is None or found.digest != known.digest:
-                log.warning("fedspa: %r joined too late, and takes no part", found.name)
+            why = None if known is None else not_the_same(known, found)
+            if known is None or why:
+                log.warning("fedspa: %r takes no part: %s", found.name, why or "it joined too late")
                 continue
             self._introduced[found.name] = found
             back.add(found.name)
             log.info("fedspa: %r is back", found.name)
         return back
 
-    def look(self) -> list[Introduction]:
+    def _welcome(self) -> set[str]:
+        """Take in those who have answered since the last look; their names."""
+        names = set()
+        for found in self._look():
+            if len(self._introduced) < self._network.clients or found.name in self._introduced:
+                self._introduce(found)
+                names.add(found.name)
+            else:
+                log.warning("fedspa: %r takes no part: it joined too late", found.name)
+        return names
+
+    def _look(self) -> list[Introduction]:
         """Ask new nodes who they are, and return those that have answered since the last look."""
-        connected = self.online()
-        new = [node for node in connected if node not in self._asked]
-        for node in new:
-            message = Message(
-                write_letter(self._letter, {}), node, HELLO, ttl=self._network.deadline
-            )
-            (self._asked[node],) = self._grid.push_messages([message])
+        connected, now = self.online(), time.monotonic()
+        for node in list(self._greeted):
+            # What was on its way to a node that left is asked again when it is back.
+            if self._greeted[node].message_id and node not in connected:
+                del self._greeted[node]
+        for node in connected:
+            if node not in self._greeted or now > self._greeted[node].again:
+                content = write_letter(self._letter, {})
+                message = Message(content, node, HELLO, ttl=self._network.deadline)
+                (message_id,) = self._grid.push_messages([message])
+                if message_id:
+                    self._greeted[node] = _Greeting(message_id)
         found = []
-        for node, message_id in self._asked.items():
-            if message_id and node in connected:
-                for reply in self._grid.pull_messages([message_id]):
-                    self._asked[node] = ""
-                    introduction = self._read(node, reply)
-                    if introduction is not None:
-                        found.append(introduction)
+        for node, greeting in self._greeted.items():
+            for reply in pull(self._grid, greeting.message_id):
+                greeting.message_id = ""
+                introduction = self._read(node, reply)
+                if introduction is not None:
+                    found.append(introduction)
+                else:
+                    greeting.again = now + AGAIN
         return found
 
-    def _read(self, node: int, reply: Message) -> Introduction | None:
+    def _read(self, node: int, reply: Message | None) -> Introduction | None:
         """What a node says, or None where it cannot take part, which is logged."""
         try:
-            if reply.has_error():
-                raise ValueError(REASONS["failed"])
-            record, _ = read_letter(reply.content)
+            record, _ = read_letter(reply)
             if record.get("code") != DONE:
                 raise ValueError(REASONS.get(str(record.get("code")), REASONS["failed"]))
             if record.get("model") != self._model:
                 raise ValueError(REASONS["other model"])
-            return _introduction(node, record)
+            introduction = read_introduction(node, record, self._settings, self._network)
         except ValueError as error:
+            if self._refused.get(node) != str(error):
+                log.warning("fedspa: node %d cannot take part: %s", node, error)
             self._refused[node] = str(error)
-            log.warning("fedspa: node %d cannot take part: %s", node, error)
             return None
+        self._refused.pop(node, None)
+        return introduction
 
     def _introduce(self, found: Introduction) -> None:
-        for other in self._introduced.values():
-            if other.partition == found.partition:
+        online = self.online()
+        for name, other in list(self._introduced.items()):
+            if other.node not in online or not not_the_same(other, found):
+                # Started again: for a minute the network also shows the node that it was.
+                if found.name == other.name or found.partition == other.partition:
+                    del self._introduced[name]
+            elif other.partition == found.partition:
                 raise ValueError(
                     f"nodes {other.node} and {found.node} both have partition-id "
                     f"{found.partition}; give each node another in --node-config, and start the "
                     f"run again"
                 )
-            if other.name == found.name:
+            elif other.name == found.name:
                 raise ValueError(
                     f"nodes {other.node} and {found.node} are both named {found.name!r}; give each "
                     f"another name=... in --node-config, and start the run again"
                 )
         self._introduced[found.name] = found
 
-    def _too_few(self) -> str:
+    def _too_few(self, here: set[str]) -> str:
         network = self._network
-        names = ", ".join(map(repr, self._introduced)) or "none"
+        names = ", ".join(map(repr, sorted(here))) or "none"
         why = "".join(f"; node {node} was refused: {text}" for node, text in self._refused.items())
+        silent = sum(bool(greeting.message_id) for greeting in self._greeted.values())
+        if silent:
+            why += f"; {silent} nodes are connected and have not answered yet"
         return (
-            f"{len(self._introduced)} of {network.clients} clients joined within "
-            f"{network.join_timeout:g} s ({names}){why}; start the others, or give fewer clients "
-            f"or a longer join-timeout"
+            f"{len(here)} of {network.clients} clients joined within {network.join_timeout:g} s "
+            f"({names}){why}; start the others, or give fewer clients or a longer join-timeout"
         )
 
 
@@ -175,34 +213,3 @@ def _member(found: Introduction) -> Member:
     tokens = torch.empty(found.samples, found.seqlen, dtype=torch.int64, device="meta")
     client = Client(tokens, found.capacity, found.name, found.sparsity)
     return Member(client, found.name, found.digest)
-
-
-def _introduction(node: int, record: dict[str, Any]) -> Introduction:
-    """Check every value of a node's answer; raises ValueError for one that cannot be."""
-
-    def check(name: str, fits: Callable[[Any], bool]) -> Any:
-        value = record.get(name)
-        if not fits(value):
-            raise ValueError(f"it says {name} {value!r:.60}, which cannot be")
-        return value
-
-    def count(least: int) -> Callable[[Any], bool]:
-        return lambda value: type(value) is int and least <= value < MOST
-
-    def share(value: Any) -> bool:
-        return is_number(value) and math.isfinite(value) and 0 < value <= 1
-
-    def is_name(value: Any) -> bool:
-        return isinstance(value, str) and 0 < len(value) <= LONGEST_NAME and value.isprintable()
-
-    return Introduction(
-        node=node,
-        name=check("name", is_name),
-        partition=check("partition", count(0)),
-        samples=check("samples", count(1)),
-        seqlen=check("seqlen", count(1)),
-        capacity=check("capacity", share),
-        sparsity=check("sparsity", lambda value: value is None or value == 0 or share(value)),
-        digest=check("digest", lambda value: isinstance(value, str) and len(value) == 64),
-        wants=check("wants", lambda value: isinstance(value, bool)),
-    )

@@ -58,7 +58,7 @@ class Network:
     device: str = "cpu"
     join_timeout: float = 600.0
     deadline: float = 3600.0
-    patience: float = 3600.0
+    patience: float = 600.0
     blocks_per_message: int | None = None
     message_mib: float = 256.0
     norm_bound: float = 10.0

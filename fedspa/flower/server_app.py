@@ -35,11 +35,13 @@ def main(grid: Grid, context: Context) -> None:
         # Flower shows a traceback, of which this is the line to read.
         log.error("fedspa: %s", error)
         raise
-    console = Console(width=100)
-    console.print(client_table(report.clients, title=f"pruned to {network.out}"))
+    # A client's name is its own: what it calls itself is no markup.
+    console = Console(width=100, markup=False, highlight=False)
+    console.print(client_table(report.clients))
+    console.print(f"the pruned model is in {network.out}", soft_wrap=True)
     left_out = [(b.round, b.block, n, why) for b in report.blocks for n, why in b.left_out.items()]
     for round_index, block, name, why in left_out:
-        console.print(f"round {round_index + 1}, block {block + 1}: without {name!r}: {why}")
+        console.print(f"round {round_index}, block {block}: without {name!r}: {why}")
 
 
 def serve(grid: Grid, settings: Settings, network: Network) -> Report:
@@ -51,9 +53,9 @@ def serve(grid: Grid, settings: Settings, network: Network) -> Report:
     check_output(network.out, source=network.model)
     source = open_checkpoint(network.model, network, network.device)
     model = model_digest(source)
-    roster = Roster(grid, network, model, stored_run(network))
+    roster = Roster(grid, network, settings, model, *stored_run(network))
     roster.join()
     courier = Courier(grid, roster, network)
-    exchange = Exchange(roster.members, courier, network, model, roster.wants_result)
+    exchange = Exchange(roster, courier, network, model)
     around = Surroundings(device=network.device, dtype=network.dtype, restart=network.restart)
     return federate_streamed(source, [], settings, network.out, around, alone(), remote=exchange)

@@ -17,18 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
 from fedspa.data import Client
+from fedspa.flower import windows
 from fedspa.flower.node_config import Node
 from fedspa.flower.run_config import Network
 from fedspa.flower.tasks import Task
 from fedspa.loading import open_model
 from fedspa.members import Run
-from fedspa.output import check_output
 from fedspa.ranks import alone
+from fedspa.rounds import batch_of
 from fedspa.run import prepare
 from fedspa.settings import Settings
 from fedspa.streaming import journal
@@ -39,10 +37,11 @@ from fedspa.streaming.disk import write_whole
 from fedspa.streaming.room import choose_place
 from fedspa.walk import Stream
 
-STATE, WINDOWS, LOCK, FINISHED = "state.json", "windows.safetensors", "lock", "finished"
-HIDDEN = "hidden"
+STATE, LOCK, HIDDEN = "state.json", "lock", "hidden"
 # Seconds between two looks at a lock that another process holds.
 LOOK = 0.2
+# Days after which what is kept of another run, which broke off, is removed.
+OLD = 7
 
 
 class OtherModel(ValueError):
@@ -86,6 +85,23 @@ class Site:
         write_whole(self.folder / STATE, json.dumps(asdict(self.kept)).encode())
         self._remove_hidden(self._named())
         journal.forget(self.folder, self.kept.versions)
+
+    def reset(self) -> None:
+        """Keep nothing, where something that was kept cannot be read."""
+        self.kept.versions.clear()
+        self.kept.base, self.kept.ahead = None, []
+        self.commit()
+
+    def place(self, **where: int) -> dict[str, Any]:
+        """The present hidden states and where they are, to be kept."""
+        self.hidden.flush()
+        return {**where, "setup": self.setup, "hidden": self.hidden.describe()}
+
+    @property
+    def setup(self) -> list[Any]:
+        """What hidden states depend on beside the run: where they are computed, and in batches."""
+        (member,) = self.run.members
+        return [str(self.run.blocks.device), batch_of(self.run, member)]
 
     def trim(self) -> None:
         """Remove hidden states that are neither named nor the present ones."""
@@ -133,16 +149,14 @@ def open_site(node: Node, network: Network, settings: Settings, task: Task) -> I
     Raises OtherModel where the server's is another, ValueError where this client's model or windows
     cannot be used, RuntimeError where another process holds the place for too long.
     """
-    node.work.mkdir(parents=True, exist_ok=True)
-    with locked(node.work, network.deadline):
-        folder = node.work / "run"
+    folder = run_folder(node, task.run)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokens, model = windows.read(node.work, task.digest)
+    check_same_model(node, model, task.model)
+    with locked(folder, task.seconds):
         kept = _read_kept(folder)
         if kept.run != task.run:
-            shutil.rmtree(folder, ignore_errors=True)
             kept = Kept(run=task.run)
-        folder.mkdir(exist_ok=True)
-        tokens, model = _read_windows(node.work / WINDOWS)
-        check_same_model(node, model, task.model)
         source = open_checkpoint(node.model, network, node.device)
         client = Client(tokens, node.capacity, node.name, node.sparsity)
         blocks = StreamedBlocks(
@@ -165,26 +179,16 @@ def open_site(node: Node, network: Network, settings: Settings, task: Task) -> I
             blocks.close()
 
 
-def check_result_place(node: Node, run_id: str) -> bool:
-    """Whether this client's result of a run is there already.
-
-    run_id: "" for a run that has not begun
-    raises: ValueError where its folder holds something else
-    """
-    if node.out is None:
-        return False
-    finished = node.work / FINISHED
-    if run_id and node.out.exists() and finished.is_file() and finished.read_text() == run_id:
-        return True
-    check_output(node.out, source=node.model)
-    return False
+def run_folder(node: Node, run_id: str) -> Path:
+    """Where this client keeps what it has of a run."""
+    return node.work / f"run-{run_id[:16]}"
 
 
-def forget_run(node: Node, network: Network, run_id: str) -> None:
-    """Remove what is kept of a run, which is over."""
-    with locked(node.work, network.deadline):
-        write_whole(node.work / FINISHED, run_id.encode())
-        shutil.rmtree(node.work / "run", ignore_errors=True)
+def remove_old_runs(node: Node) -> None:
+    """Remove what runs that broke off have left, once it is old."""
+    for folder in node.work.glob("run-*"):
+        if time.time() - folder.stat().st_mtime > OLD * 86_400:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
@@ -222,19 +226,3 @@ def _read_kept(folder: Path) -> Kept:
         return Kept(**record | {"versions": versions})
     except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):
         return Kept()
-
-
-def write_windows(path: Path, tokens: Tensor, model: str) -> None:
-    """Keep the calibration windows, and the digest of the model that they were cut for."""
-    partial = path.with_name(f"{path.name}.partial")
-    save_file({"tokens": tokens.contiguous()}, partial, metadata={"model": model})
-    partial.rename(path)
-
-
-def _read_windows(path: Path) -> tuple[Tensor, str]:
-    if not path.is_file():
-        raise ValueError(
-            f"{path} is gone, which held this client's windows; let the node join the run again"
-        )
-    with safe_open(path, framework="pt") as file:
-        return file.get_tensor("tokens"), file.metadata()["model"]

@@ -9,12 +9,16 @@ from typing import Any
 # What a client says became of a task; the words are the server's, never the client's own.
 DONE = "done"
 LACKS = "lacks"
+STRANGER = "stranger"
 REASONS = {
     "refused": "its settings, text or data do not fit, as its own log explains",
     "machine": "its machine could not do it (memory, disk, device), as its own log explains",
     "other model": "its model differs from the server's",
+    STRANGER: "it does not have the windows with which it joined any more",
     "failed": "it failed, and its own log says how",
 }
+# Asking again within an exchange would bring the same.
+FINAL = ("refused", "other model")
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,7 @@ class Task:
     nonce:    a word that the answer must repeat
     run:      the run's id; what a client keeps on its disk belongs to one
     model:    the content hash of the server's checkpoint
-    name:     the client's, as the server has it
+    digest:   of the windows with which the client joined
     round:    from 0
     drawn:    the decoder blocks that the client drew in this round
     together: first block and end of those that are exchanged at a time
@@ -37,7 +41,7 @@ class Task:
     nonce: str
     run: str
     model: str
-    name: str
+    digest: str
     round: int
     drawn: tuple[int, ...]
     together: tuple[int, int]

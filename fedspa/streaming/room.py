@@ -86,5 +86,10 @@ def disk_bytes(run: Run, source: Source) -> int:
         journaled = sum(weight.numel() for weight in layers) * source.dtype.itemsize
     files = FILES + held_versions(run) - 1
     hidden = files * hidden_bytes(run, source.dtype) * run.ranks.size
+    if run.remote is not None:
+        # What is sent back, in two versions with several rounds, and what arrives of a block.
+        weights = sum(weight.numel() for weight in layers) * source.dtype.itemsize
+        journaled += run.remote.sends_back(run) * weights * min(2, run.settings.rounds)
+        journaled += len(run.order) * weights // len(run.blocks)
     # The masks of single blocks are merged into one file at the end.
     return output_bytes(source.checkpoint, source.written) + 2 * masks + journaled + hidden

@@ -8,15 +8,16 @@ Nothing here knows of a network: bytes go out and come in.
 """
 
 from fedspa.messages import BlockMessage, StatisticsMessage
-from fedspa.wire.frame import SCHEMA
+from fedspa.wire.frame import SCHEMA, payload_size
 from fedspa.wire.header import Envelope, Expected
-from fedspa.wire.judgement import (
+from fedspa.wire.judged_sums import (
+    judge_definite,
     judge_mean_squares,
     judge_statistics,
-    judge_weights,
     mean_squares,
     square_limits,
 )
+from fedspa.wire.judged_weights import judge_weights
 from fedspa.wire.sums import decode_statistics, encode_statistics
 from fedspa.wire.weights import decode_weights, encode_weights
 
@@ -26,10 +27,12 @@ __all__ = [
     "Expected",
     "decode",
     "encode",
+    "judge_definite",
     "judge_mean_squares",
     "judge_statistics",
     "judge_weights",
     "mean_squares",
+    "payload_size",
     "square_limits",
 ]
 

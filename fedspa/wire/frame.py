@@ -20,6 +20,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -93,6 +94,14 @@ def read_frame(
         payload = torch.frombuffer(view, dtype=torch.uint8)[begin:]
     # A frame may begin anywhere in what a network library received.
     return header, payload.clone() if payload.data_ptr() % 8 else payload
+
+
+def payload_size(path: Path) -> int:
+    """The bytes of the payload in a file that `write_frame`'s bytes were written to."""
+    with path.open("rb") as file:
+        start = file.read(_PREFIX)
+    _, _, payload = _SIZES.unpack_from(start, len(MAGIC))
+    return int(payload)
 
 
 def _sizes_checksum(view: memoryview) -> int:

@@ -34,6 +34,9 @@ class NearbyGrid(Grid):
         self.run_config = run_config
         self.tamper = tamper
         self.sent: list[tuple[str, str]] = []
+        # By message who it went to; and the node of the last one.
+        self.owners: dict[str, tuple[str, str]] = {}
+        self.last = 0
         self._replies: dict[str, Message] = {}
 
     def get_node_ids(self):
@@ -51,6 +54,8 @@ class NearbyGrid(Grid):
         config = self.nodes[node]
         name, kind = config.get("name", f"client {node}"), message.metadata.message_type
         self.sent.append((name, kind))
+        self.owners[message_id] = name, kind
+        self.last = node
         context = Context(1, node, config, RecordDict(), self.run_config)
         reply = client_app.app(message, context)
         if self.tamper is not None:

@@ -1,7 +1,10 @@
 """The README and the docs: every program runs, every command parses, every path exists."""
 
+import json
 import re
 import shlex
+import tomllib
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,8 @@ from transformers import AutoModelForCausalLM
 from bench.__main__ import main as benches
 from fedspa import Settings, federate
 from fedspa.cli import main
+from fedspa.flower.node_config import FLOWER_KEYS, Node, flower_home, read_node_config
+from fedspa.flower.run_config import Network
 from fedspa.output import load_masks
 
 ROOT = Path(__file__).parents[2]
@@ -103,3 +108,72 @@ def test_every_link_and_path_of_a_page_exists(page):
     named = re.findall(r"`((?:fedspa|kernels|tests|docs|bench)/[\w./-]*)`", text)
     for path in named:
         assert (ROOT / path).exists(), path
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_to_a_heading_finds_one(page):
+    text = page.read_text(encoding="utf-8")
+    for name, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", text):
+        there = (page.parent / name if name else page).read_text(encoding="utf-8")
+        headings = re.findall(r"^#+ (.*)$", there, re.M)
+        known = [re.sub(r"[^\w\- ]", "", heading).strip().lower() for heading in headings]
+        assert anchor in [heading.replace(" ", "-") for heading in known], (name, anchor)
+
+
+def table(heading: str) -> dict[str, str]:
+    """The first two columns of a table of docs/deployment.md, without backticks."""
+    text = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
+    section = text.split(f"## {heading}\n")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| `([^|]*)` \| ([^|]*?) ?\|", section, re.M)
+    return {key: default.replace("`", "") for key, default in rows}
+
+
+def test_the_networks_keys_are_in_the_docs_with_their_defaults():
+    app = ROOT / "fedspa" / "flower" / "app" / "pyproject.toml"
+    defaults = tomllib.loads(app.read_text())["tool"]["flwr"]["app"]["config"]
+    keys = [field.name.replace("_", "-") for field in fields(Network)]
+    # What must be given has no default, though Flower wants a value for every key.
+    must = ("model", "out", "clients")
+    shown = {key: "" if key in must else json.dumps(defaults[key]) for key in keys}
+    assert table("Keys of run.toml") == shown
+    own = {
+        field.name: defaults[field.name.replace("_", "-")]
+        for field in fields(Settings)
+        if defaults[field.name.replace("_", "-")]
+        != ("" if field.default is None else field.default)
+    }
+    page = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
+    assert own == {"message_dtype": "bfloat16"} and 'but for `message-dtype = "bfloat16"`' in page
+
+
+def test_a_nodes_keys_are_in_the_docs_with_their_defaults():
+    of_run = {"model": "m", "device": "cuda", "samples": 5, "seqlen": 6}
+    network = Network(out=Path("out"), clients=1, min_clients=1, **of_run)
+    node = read_node_config({"partition-id": 3, "text": "a.txt"}, network)
+    flower = {ours: key for key, ours in FLOWER_KEYS.items()}
+    found = table("Keys of client.toml")
+    keys = [flower.get(field.name, field.name).replace("_", "-") for field in fields(Node)]
+    assert sorted(found) == sorted(keys)
+    for field in fields(Node):
+        value = getattr(node, field.name)
+        default = found[flower.get(field.name, field.name).replace("_", "-")]
+        if default == "the run's":
+            # A sparsity of None is the settings' own.
+            assert value == of_run.get(field.name)
+        elif field.name == "name":
+            assert default == '"client N"' and value == "client 4"
+        elif field.name == "work":
+            assert default == "$FLWR_HOME/fedspa/NAME" and value.name == "client 4"
+            assert value.parent == flower_home() / "fedspa"
+        elif default:
+            assert json.loads(default) == value
+        else:
+            assert field.name in ("partition", "text") or value is None
+
+
+def test_the_readmes_network_commands_are_those_that_a_test_runs():
+    guide = "".join(blocks(ROOT / "docs" / "deployment.md", "bash")).replace("\\\n ", "")
+    section = (ROOT / "README.md").read_text(encoding="utf-8").split("## Over a network")[1]
+    (shown,) = re.findall(r"```bash\n(.*?)```", section.split("\n## ")[0], re.DOTALL)
+    for line in shown.replace("\\\n ", "").splitlines():
+        assert line in guide.splitlines(), line

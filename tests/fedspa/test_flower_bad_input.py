@@ -9,6 +9,7 @@ from small_models import make_model
 from test_flower_faults import changed
 
 from fedspa.flower import server_app
+from fedspa.flower.letters import HELLO
 
 
 def logged(caplog, module):
@@ -115,3 +116,17 @@ def test_an_introduction_is_not_believed(tmp_path, change):
     with pytest.raises(RuntimeError, match="2 of 3 clients joined") as failed:
         serve(NearbyGrid(nodes, config, lie))
     assert len(str(failed.value)) < 600
+
+
+def test_a_clients_name_is_printed_as_it_is(tmp_path, capsys):
+    from test_flower_faults import changed
+
+    nodes, config = make_federation(tmp_path, sparsity=0.5, layers=1, min_clients=2)
+
+    def rename(name, kind, reply):
+        return changed(reply, {"name": "[/x]"}) if (name, kind) == ("c1", HELLO) else reply
+
+    # A name that closes what nobody opened is bad markup, which would end the run in an error.
+    server_app.main(NearbyGrid(nodes, config, rename), Context(1, 1, {}, RecordDict(), config))
+    printed = capsys.readouterr().out
+    assert "without '[/x]'" in printed and f"the pruned model is in {config['out']}\n" in printed

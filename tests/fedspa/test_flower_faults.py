@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import time
 
 import pytest
 from flwr.app import Error, Message
@@ -9,8 +10,9 @@ from hostile_clients import KINDS, SENT, first_to, values
 from nearby_grid import NearbyGrid, make_federation, serve
 from test_flower_run import in_process, same_files
 
-from fedspa.flower import client_work
+from fedspa.flower import agreed_blocks, client_work, courier
 from fedspa.flower.letters import FINISH, HELLO, WORK, read_letter, write_letter
+from fedspa.triangle import pack_triangle, unpack_triangle
 from fedspa.wire import encode
 
 SECRET = "a patient's name"
@@ -30,7 +32,7 @@ def one_hostile(monkeypatch, change, blocks=None):
 
 def changed(reply, record=None, frames=None):
     """An answer with other fields in its record, or with other frames."""
-    found, sent = read_letter(reply.content)
+    found, sent = read_letter(reply)
     content = write_letter(found | (record or {}), sent if frames is None else frames)
     other = Message.__new__(Message)
     other.__dict__.update(reply.__dict__ | {"_content": content})
@@ -264,7 +266,8 @@ def test_a_client_that_lost_its_place_is_sent_what_it_lacks(tmp_path):
 
     def lose(name, kind, reply):
         if (name, kind) == ("c2", WORK):
-            shutil.rmtree(tmp_path / "work2" / "run", ignore_errors=True)
+            for folder in (tmp_path / "work2").glob("run-*"):
+                shutil.rmtree(folder)
         return reply
 
     grid.tamper = lose
@@ -296,4 +299,199 @@ def test_nothing_is_left_at_a_client(tmp_path):
     assert [kind for _, kind in grid.sent] == [HELLO] * 3 + [WORK] * 3 + [FINISH] * 3
     for number in range(3):
         left = sorted(path.name for path in (tmp_path / f"work{number}").iterdir())
-        assert left == ["finished", "lock", "windows.safetensors"]
+        assert left == ["finished", "word"]
+
+
+def test_a_client_that_lost_everything_joins_again(tmp_path):
+    nodes, config = make_federation(tmp_path, sparsity=0.5, schedule="synchronous", rounds=2)
+    near = in_process(tmp_path, nodes, config)
+    grid = NearbyGrid(nodes, config)
+    lost = []
+
+    def lose(name, kind, reply):
+        if (name, kind) == ("c2", WORK) and not lost:
+            lost.append(name)
+            shutil.rmtree(tmp_path / "work2")
+        return reply
+
+    grid.tamper = lose
+    report = serve(grid)
+    same_files(tmp_path / "near", tmp_path / "out")
+    assert report.layers == near.layers
+    assert grid.sent.count(("c2", HELLO)) == 2
+
+
+def test_files_that_are_damaged_are_had_again(tmp_path):
+    nodes, config = make_federation(tmp_path, sparsity=0.5, schedule="synchronous", layers=4)
+    near = in_process(tmp_path, nodes, config)
+    grid = NearbyGrid(nodes, config)
+    damaged = []
+
+    def damage(name, kind, reply):
+        found = [*(tmp_path / "work2").glob("run-*/block-*.weights.safetensors")]
+        found += (tmp_path / "work2").glob("run-*/hidden.*")
+        if (name, kind) == ("c2", WORK) and len(found) > 1 and not damaged:
+            for path in found:
+                damaged.append(path)
+                path.write_bytes(path.read_bytes()[:-9])
+        return reply
+
+    grid.tamper = damage
+    report = serve(grid)
+    assert damaged
+    same_files(tmp_path / "near", tmp_path / "out")
+    assert report.layers == near.layers and not any(b.left_out for b in report.blocks)
+
+
+def test_windows_of_another_run_are_not_taken(tmp_path):
+    # A second node with the same work folder and another text, as a careless copy of the first.
+    nodes, config = make_federation(tmp_path, sparsity=0.5, schedule="synchronous")
+    near = in_process(tmp_path, nodes, config)
+    grid = NearbyGrid(nodes, config)
+
+    def another(name, kind, reply):
+        if kind == WORK:
+            grid.nodes[77] = nodes[12] | {"text": nodes[13]["text"]}
+        return reply
+
+    grid.tamper = another
+    serve(grid)
+    assert grid.sent.count(("c1", HELLO)) in (1, 2)
+    same_files(tmp_path / "near", tmp_path / "out")
+
+
+def test_an_impostor_does_not_take_a_clients_place(tmp_path, caplog):
+    nodes, config = make_federation(tmp_path, sparsity=0.5, schedule="synchronous", layers=4)
+    grid = NearbyGrid(nodes, config)
+    tasks = []
+
+    def come(name, kind, reply):
+        if kind == WORK:
+            tasks.append(grid.last)
+            # It knows c1's name and text, and not its word.
+            grid.nodes[88] = nodes[12] | {"work": str(tmp_path / "elsewhere")}
+            time.sleep(0.4)
+        return reply
+
+    grid.tamper = come
+    monkey = pytest.MonkeyPatch()
+    monkey.setattr(courier, "CENSUS", 0.3)
+    serve(grid)
+    monkey.undo()
+    assert 88 not in tasks and 12 in tasks
+    assert "secret word" in caplog.text
+
+
+def test_a_run_goes_on_without_a_client_that_is_gone(tmp_path):
+    nodes, config = make_federation(tmp_path, sparsity=0.5, schedule="synchronous")
+    config |= {"min-clients": 2, "join-timeout": 1.0, "deadline": 3.0}
+    grid = NearbyGrid(nodes, config)
+
+    def kill(name, kind, reply):
+        if len(grid.sent) > 7:
+            raise Killed
+        return reply
+
+    grid.tamper = kill
+    with pytest.raises(Killed):
+        serve(grid)
+    del nodes[12]
+    report = serve(NearbyGrid(nodes, config))
+    assert len(report.blocks[0].clients) == 3
+    assert set(report.blocks[-1].clients) == {"c0", "c2"}
+    assert "not connected" in report.blocks[-1].left_out["c1"]
+    with pytest.raises(ValueError, match="not empty"):
+        serve(NearbyGrid(nodes, config))
+
+
+def test_another_number_of_clients_does_not_go_on(tmp_path):
+    nodes, config = make_federation(tmp_path, sparsity=0.5, schedule="synchronous")
+    with pytest.raises(RuntimeError):
+        refuse_all = of_c1(lambda reply: Message(Error(8, ""), reply_to=reply))
+        done = []
+
+        def later(name, kind, reply):
+            done.append(name)
+            return reply if len(done) < 8 else refuse_all(name, kind, reply)
+
+        serve(NearbyGrid(nodes, config | {"deadline": 1.0}, later))
+    with pytest.raises(ValueError, match="the interrupted run has 3 clients, and clients is 2"):
+        serve(NearbyGrid(nodes, config | {"clients": 2}))
+
+
+def test_a_block_waits_for_its_own_clients(tmp_path, monkeypatch):
+    # By layer sampling a block may have one client: others' answers do not make up for it.
+    monkeypatch.setattr(courier, "AGAIN", 0.1)
+    monkeypatch.setattr(courier, "CENSUS", 0.2)
+    nodes, config = make_federation(tmp_path, sparsity=0.5, layers_per_client=1, every_block=True)
+    config |= {"min-clients": 1, "patience": 20.0}
+    near = in_process(tmp_path, nodes, config)
+    crashed = []
+
+    def once(reply):
+        crashed.append(1)
+        return reply if len(crashed) > 1 else Message(Error(8, ""), reply_to=reply)
+
+    report = serve(NearbyGrid(nodes, config, of_c1(once)))
+    assert len(crashed) == 2 and report.blocks == near.blocks
+    same_files(tmp_path / "near", tmp_path / "out")
+
+
+def test_a_frame_that_was_not_committed_is_replaced(tmp_path):
+    agreed_blocks.write(tmp_path, 3, 0, b"\x8ffedspa\n" + bytes(40))
+    agreed_blocks.write(tmp_path, 3, 1, b"\x8ffedspa\n" + bytes(41))
+    agreed_blocks.write(tmp_path, 3, 1, b"\x8ffedspa\n" + bytes(42))
+    agreed_blocks.write(tmp_path, 3, 4, b"\x8ffedspa\n" + bytes(43))
+    sizes = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
+    assert sizes == {
+        "agreed-00003.round-1.frame": 50,
+        "agreed-00003.round-4.frame": 51,
+    }
+
+
+def test_a_hessian_that_is_none_is_found_once_the_sum_fails(tmp_path, monkeypatch):
+    nodes, config = make_federation(
+        tmp_path, clients=4, sparsity=0.5, min_clients=3, layers=2, aggregation="statistics"
+    )
+
+    def indefinite(numbers):
+        matrix = unpack_triangle(numbers, 32)
+        scale = 5 * matrix.diagonal().clamp(min=1e-6)
+        other = -0.99 * (scale[:, None] * scale[None, :]).sqrt()
+        other.diagonal().copy_(scale)
+        return pack_triangle(other)
+
+    one_hostile(monkeypatch, lambda m, e: encode(values(m, indefinite), e))
+    report = serve(NearbyGrid(nodes, config))
+    for block in report.blocks:
+        assert "positive definite" in block.left_out["c1"] and len(block.clients) == 3
+    monkeypatch.undo()
+    without_c1(tmp_path, nodes, config)
+    same_files(tmp_path / "near", tmp_path / "out")
+
+
+def test_an_answer_that_flower_cannot_build_leaves_its_client_out(tmp_path):
+    nodes, config = make_federation(tmp_path, sparsity=0.5, min_clients=2, layers=1)
+    grid = NearbyGrid(nodes, config)
+
+    class Broken(NearbyGrid):
+        def pull_messages(self, message_ids):
+            found = super().pull_messages(message_ids)
+            if found and self.owners.get(message_ids[0]) == ("c1", WORK):
+                raise KeyError(SECRET)
+            return found
+
+    grid = Broken(nodes, config)
+    report = serve(grid)
+    assert list(report.blocks[0].left_out) == ["c1"] and SECRET not in report.to_json()
+
+
+def test_a_client_does_no_more_than_its_capacity(tmp_path):
+    nodes, config = make_federation(tmp_path, sparsity=0.5, min_clients=2, layers=3)
+    nodes[12] |= {"capacity": 0.4}
+
+    def boast(name, kind, reply):
+        return changed(reply, {"capacity": 1.0}) if (name, kind) == ("c1", HELLO) else reply
+
+    report = serve(NearbyGrid(nodes, config, boast))
+    assert all(list(block.left_out) == ["c1"] for block in report.blocks)

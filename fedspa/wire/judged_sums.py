@@ -1,7 +1,7 @@
-"""What a server checks of numbers before it adds them to those of others.
+"""What a server checks of a client's statistics before it adds them to those of others.
 
-A frame that was decoded has the right shapes. Whether its numbers can be those of a client that did
-its task is decided here, from them, the server's own weights and what others sent.
+A frame that was decoded has the right shapes. Whether its numbers can be sums over tokens is
+decided here, from them and from what other clients sent.
 """
 
 from __future__ import annotations
@@ -13,17 +13,11 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from fedspa.messages import BlockMessage, LayerMessage, StatisticMessage, StatisticsMessage
-from fedspa.schedule import Target
-from fedspa.sums import ONE, ROOM
-from fedspa.triangle import PANEL, triangle_diagonal
-from fedspa_kernels import unpack_mask
-from fedspa_kernels.arguments import parse_pattern
+from fedspa.messages import StatisticMessage, StatisticsMessage
+from fedspa.statistics import ROUNDING
+from fedspa.sums import ONE, ROOM, from_fixed
+from fedspa.triangle import PANEL, triangle_diagonal, unpack_triangle
 
-# Numbers, or entries of a mask, that are computed with at a time: they stay in the cache.
-PART = 2**18
-# What rounding to bfloat16 may have added to a norm, as a share of it, and more.
-ROUNDED = 2.0**-7
 # How far an entry of a hessian may be above the root of its squares, as a share of that: bfloat16
 # rounds each of the three by 2^-9, and sums in float32 are off by far less than 2^-10.
 SLACK = {torch.bfloat16: 2.0**-7, torch.float32: 2.0**-10, torch.int64: 2.0**-10}
@@ -32,100 +26,6 @@ SLACK = {torch.bfloat16: 2.0**-7, torch.float32: 2.0**-10, torch.int64: 2.0**-10
 LEAST = {torch.bfloat16: 2.0**-125, torch.float32: 2.0**-125, torch.int64: 1.0}
 # Fewer clients than these have no median that one of them could not move.
 ENOUGH = 3
-
-
-@torch.no_grad()
-def judge_weights(
-    message: BlockMessage,
-    dense: Mapping[str, Tensor],
-    target: Target,
-    support: Mapping[str, Tensor] | None,
-    norm_bound: float,
-) -> None:
-    """Refuse a pruned block that no client that did its task can have sent.
-
-    dense: the block's weights (rows, cols) before this round, as the server holds them.
-    target: what this client was asked to reach.
-    support: (rows, cols) bool by layer, where former rounds left a weight; None: everywhere.
-    norm_bound: how often a layer's norm may be that of its dense weights.
-    Raises ValueError naming the sender, the block and the layer where values are NaN or infinite or
-    beyond the bound, where a weight is kept that a former round pruned, or where too many or too
-    few weights are pruned, in a layer or in a group of a pattern. Pruners round their counts down
-    by row, column or block of columns, so that a layer may be off by max(rows, cols) weights.
-    """
-    for name, layer in message.layers.items():
-        where = f"{message.sender!r}, block {message.block}, layer {name}"
-        kept_before = None if support is None else support[name]
-        if kept_before is not None or target.pattern is not None:
-            _judge_mask(layer, target, kept_before, where)
-        _judge_count(layer, target, kept_before, where)
-        if layer.values is not None:
-            _judge_norm(layer.values, dense[name], norm_bound, where)
-
-
-def _judge_count(layer: LayerMessage, target: Target, support: Tensor | None, where: str) -> None:
-    rows, cols = layer.shape
-    size = rows * cols
-    if target.pattern is None:
-        assert target.sparsity is not None
-        wanted, slack = size * target.sparsity, max(rows, cols)
-    else:
-        kept, of = parse_pattern(where, target.pattern, cols)
-        wanted, slack = size * (1 - kept / of), 0
-    before = 0 if support is None else size - int(support.count_nonzero())
-    least, most = wanted - slack, max(before, wanted + slack)
-    # A share of many weights is not exact as a float.
-    if not least - 0.5 <= layer.pruned <= most + 0.5:
-        raise ValueError(
-            f"{where}: {layer.pruned} of {size} weights are pruned, and the task was to prune "
-            f"{max(0, math.ceil(least))} to {min(size, math.floor(most))} of them"
-        )
-
-
-def _judge_mask(layer: LayerMessage, target: Target, support: Tensor | None, where: str) -> None:
-    rows, cols = layer.shape
-    step = max(1, PART // cols)
-    for begin in range(0, rows, step):
-        mask = unpack_mask(layer.bits[begin : begin + step], cols)
-        if support is not None:
-            allowed = support[begin : begin + step].to(mask.device)
-            if again := int((mask > allowed).count_nonzero()):
-                raise ValueError(
-                    f"{where}: {again} weights from row {begin} on are kept that a former round "
-                    f"pruned; they have to stay pruned"
-                )
-        if target.pattern is not None:
-            kept, of = parse_pattern(where, target.pattern, cols)
-            most = int(mask.view(-1, of).sum(1, dtype=torch.int32).amax())
-            if most > kept:
-                raise ValueError(
-                    f"{where}: {most} of {of} neighbours are kept from row {begin} on, and the "
-                    f"pattern {target.pattern} keeps {kept}"
-                )
-
-
-def _judge_norm(values: Tensor, dense: Tensor, bound: float, where: str) -> None:
-    squares = _squares(values)
-    # NaN and infinity go through a sum of squares.
-    if not math.isfinite(squares):
-        raise ValueError(f"{where}: weights are NaN or infinite")
-    norm, most = math.sqrt(squares), bound * math.sqrt(_squares(dense))
-    if norm > most * (1 + ROUNDED):
-        raise ValueError(
-            f"{where}: the norm of its weights is {norm:.4g}, and {most:.4g} at most is believed, "
-            f"{bound:g} times that of the dense weights; a larger norm_bound would let it pass"
-        )
-
-
-def _squares(values: Tensor) -> float:
-    """The sum of squares in float64, a part at a time; any shape, dtype and strides."""
-    flat = values.view(-1) if values.is_contiguous() else values
-    step = max(1, PART * len(flat) // max(1, flat.numel()))
-    total = torch.zeros((), dtype=torch.float64, device=values.device)
-    for part in flat.split(step):
-        wide = part.double().reshape(-1)
-        total += torch.dot(wide, wide)
-    return float(total)
 
 
 @torch.no_grad()
@@ -246,4 +146,28 @@ def _judge_products(statistic: StatisticMessage, where: str) -> None:
             raise ValueError(
                 f"{where}: an entry of its hessian is {float(part[wrong][0]):.4g}, and the squares "
                 f"on the diagonal allow {float(most[wrong][0]):.4g}; it is no sum of products"
+            )
+
+
+@torch.no_grad()
+def judge_definite(message: StatisticsMessage, damping: float) -> None:
+    """Refuse hessians that are not positive definite after damping, as every real one is.
+
+    damping: share of the mean diagonal that the pruner adds to it. It costs a factorisation of
+    cols**3 / 3 for each hessian, so that it is for sums which turned out not to be definite.
+    Raises ValueError naming the sender, the block and the layers.
+    """
+    for statistic in message.statistics:
+        cols = statistic.shape[0]
+        matrix = unpack_triangle(from_fixed(statistic.values), cols)
+        diagonal = matrix.diagonal()
+        if statistic.values.dtype == torch.bfloat16:
+            diagonal.mul_(1 + ROUNDING * cols**0.5)
+        mean = diagonal.sum(dtype=torch.float64) / diagonal.count_nonzero().clamp(min=1)
+        # What is 0 was never reached, and has no part in the factor.
+        diagonal.add_(damping * float(mean)).masked_fill_(diagonal == 0, 1.0)
+        if int(torch.linalg.cholesky_ex(matrix).info):
+            raise ValueError(
+                f"{_where(message, statistic)}: its hessian is not positive definite after damping "
+                f"{damping:g}, which no sum of products is"
             )
