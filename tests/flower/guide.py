@@ -10,6 +10,8 @@ from parties import PROGRAMS, Parties, read
 
 PAGE = Path(__file__).parents[2] / "docs" / "deployment.md"
 BLOCK = re.compile(r"(?:<!-- (.*?) -->\n)?```(\w*)\n(.*?)```", re.DOTALL)
+# Seconds that a command may take: others may work on the same cores.
+PATIENCE = 300
 # What begins a terminal on a machine where nothing of Flower was set.
 UNSET = "FLWR_HOME FLWR_TELEMETRY_ENABLED FLWR_DISABLE_UPDATE_CHECK".split()
 
@@ -58,7 +60,7 @@ class Readers(Parties):
         """Type a block into a new terminal, and wait until it is done; what it printed."""
         log = self.folder / party / f"terminal-{self.scripts}.log"
         process = self._terminal(party, block, changes, log)
-        code = process.wait(120)
+        code = process.wait(PATIENCE)
         assert code == 0, f"{party}: {block.text}ended with code {code}:\n{read(log)}"
         return read(log)
 

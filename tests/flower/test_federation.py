@@ -11,7 +11,6 @@ from counting import CountingProxy
 from deployment import Deployment
 from nearby_grid import make_federation
 from processes import wait_for
-from simulation import simulate
 from small_models import SPECIAL, VOCABULARY
 from test_flower_run import in_process, same_files
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -164,12 +163,3 @@ def test_bad_clients_are_left_out(here, tmp_path):
     assert "cut" in reasons["truncated"] and "block" in reasons["replay"]
     for name in ("c1", "c2"):
         assert "no answer within 60 s" in reasons[name] or "crashed" in reasons[name]
-
-
-def test_a_simulation_is_the_same(tmp_path):
-    nodes, config = make_federation(tmp_path, clients=2, sparsity=0.6, layers=2, **PATIENT)
-    texts = ";".join(node["text"] for node in nodes.values())
-    run = simulate(tmp_path / "flower", APP, config | {"texts": texts}, 2, timeout=200)
-    assert run.status == "finished:completed", f"{run.details}\n{run.log}"
-    in_process(tmp_path, nodes, config)
-    same_files(tmp_path / "near", tmp_path / "out")
