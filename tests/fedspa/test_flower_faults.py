@@ -346,7 +346,7 @@ def test_files_that_are_damaged_are_had_again(tmp_path):
 def test_windows_of_another_run_are_not_taken(tmp_path):
     # A second node with the same work folder and another text, as a careless copy of the first.
     nodes, config = make_federation(tmp_path, sparsity=0.5, schedule="synchronous")
-    near = in_process(tmp_path, nodes, config)
+    in_process(tmp_path, nodes, config)
     grid = NearbyGrid(nodes, config)
 
     def another(name, kind, reply):
