@@ -102,9 +102,7 @@ def _collect_statistics(
     """
     pruned = server.BlockAggregation(views(block), _alone(run))
     while True:
-        found, sent = _add_statistics(
-            run, block, taking_part, round_index, index, together, ahead
-        )
+        found, sent = _add_statistics(run, block, taking_part, round_index, index, together, ahead)
         if not taking_part:
             return pruned, []
         try:

@@ -6,21 +6,17 @@ message whatever the number of clients; then they are checked and added block by
 
 from __future__ import annotations
 
-import json
 import logging
-import secrets
 from collections.abc import Callable, Mapping, Set
-from dataclasses import asdict
 
 from torch import nn
 
-from fedspa.flower import agreed_blocks
+from fedspa.flower import agreed_blocks, record
 from fedspa.flower.arrivals import Arrivals
 from fedspa.flower.assignments import Letter, letters, versions_for
 from fedspa.flower.checks import Checks, frame_limit, frame_size
 from fedspa.flower.client_work import AGREED
 from fedspa.flower.courier import Answer, Courier
-from fedspa.flower.introductions import Introduction
 from fedspa.flower.letters import FINISH, WORK
 from fedspa.flower.roster import Roster
 from fedspa.flower.run_config import Network
@@ -28,25 +24,13 @@ from fedspa.flower.tasks import Task
 from fedspa.members import Add, Member, Run
 from fedspa.messages import BlockMessage, StatisticsMessage
 from fedspa.schedule import exchanged_together
-from fedspa.streaming.disk import write_whole
 from fedspa.streaming.folder import folders_of
-from fedspa.streaming.state import STATE_FILE
 from fedspa.wire import Envelope, encode
 
 log = logging.getLogger("flwr")
 
-RUN_FILE = "network.json"
 MIB = 2**20
 LONGEST_REASON = 500
-
-
-def stored_run(network: Network) -> tuple[str, list[Introduction]]:
-    """The id and the clients of the run that a killed server left beside its output, if it did."""
-    path = folders_of(network.out).state / RUN_FILE
-    if network.restart or not (path.is_file() and (path.parent / STATE_FILE).is_file()):
-        return "", []
-    record = json.loads(path.read_text())
-    return record["run"], [Introduction(**found) for found in record["clients"]]
 
 
 class Exchange:
@@ -275,14 +259,8 @@ class Exchange:
 
     def _open_run(self) -> None:
         """Find the run's id beside the committed state, or make one; a restart has removed it."""
-        if self._run_id:
-            return
-        path = self._folder / RUN_FILE
-        if not path.is_file():
-            clients = [asdict(found) for found in self._roster.introductions]
-            record = {"run": secrets.token_hex(16), "clients": clients}
-            write_whole(path, json.dumps(record).encode())
-        self._run_id = json.loads(path.read_text())["run"]
+        if not self._run_id:
+            self._run_id = record.opened(self._folder, self._roster.introductions)
 
     def _frame(self, member: Member, index: int) -> tuple[bytes, Envelope]:
         """What a client sent of a block, and what it must say of itself."""

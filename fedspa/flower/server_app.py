@@ -8,8 +8,9 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from rich.console import Console
 
+from fedspa.flower import record
 from fedspa.flower.courier import Courier
-from fedspa.flower.exchange import Exchange, stored_run
+from fedspa.flower.exchange import Exchange
 from fedspa.flower.roster import Roster
 from fedspa.flower.run_config import Network, read_run_config
 from fedspa.flower.site import open_checkpoint
@@ -20,6 +21,7 @@ from fedspa.run import Surroundings
 from fedspa.settings import Settings
 from fedspa.streaming.federation import federate_streamed
 from fedspa.streaming.fingerprint import model_digest
+from fedspa.streaming.folder import folders_of
 
 log = logging.getLogger("flwr")
 app = ServerApp()
@@ -53,7 +55,9 @@ def serve(grid: Grid, settings: Settings, network: Network) -> Report:
     check_output(network.out, source=network.model)
     source = open_checkpoint(network.model, network, network.device)
     model = model_digest(source)
-    roster = Roster(grid, network, settings, model, *stored_run(network))
+    state = folders_of(network.out).state
+    run, known = ("", []) if network.restart else record.interrupted(state)
+    roster = Roster(grid, network, settings, model, run, known)
     roster.join()
     courier = Courier(grid, roster, network)
     exchange = Exchange(roster, courier, network, model)
