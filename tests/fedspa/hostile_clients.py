@@ -60,6 +60,7 @@ KINDS = {
     "not pruned": lambda m, e: encode(dense(m), e),
     "another sender": lambda m, e: encode(replace(m, sender="c0"), e),
     "another round": lambda m, e: encode(replace(m, round=m.round + 1), e),
+    "another number of windows": lambda m, e: encode(replace(m, samples=m.samples + 1), e),
     "another run": lambda m, e: encode(m, replace(e, run="00" * 16)),
     "another model": lambda m, e: encode(m, replace(e, model="00" * 32)),
     "replay": replayed,

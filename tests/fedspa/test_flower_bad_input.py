@@ -93,7 +93,16 @@ def test_nobody_is_there(tmp_path):
     [
         {"name": ""},
         {"name": "a\nb"},
+        {"name": "a" * 101},
         {"samples": 0},
+        {"samples": 13},
+        {"capacity": 10**400},
+        {"sparsity": 10**400},
+        {"sparsity": 1},
+        {"sparsity": False},
+        {"digest": "z" * 64},
+        {"word": "short"},
+        {"model": "00" * 32},
         {"samples": 2.5},
         {"samples": True},
         {"seqlen": 2**60},
@@ -105,7 +114,7 @@ def test_nobody_is_there(tmp_path):
         {"wants": 1},
         {"code": "x" * 100_000},
     ],
-    ids=repr,
+    ids=lambda change: str(change)[:30],
 )
 def test_an_introduction_is_not_believed(tmp_path, change):
     nodes, config = make_federation(tmp_path, sparsity=0.5, layers=1, join_timeout=0.6)

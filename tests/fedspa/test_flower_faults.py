@@ -3,8 +3,10 @@
 import re
 import shutil
 import time
+from dataclasses import replace
 
 import pytest
+import torch
 from flwr.app import Error, Message
 from hostile_clients import KINDS, SENT, first_to, values
 from nearby_grid import NearbyGrid, make_federation, serve
@@ -12,6 +14,7 @@ from test_flower_run import in_process, same_files
 
 from fedspa.flower import agreed_blocks, client_work, courier
 from fedspa.flower.letters import FINISH, HELLO, WORK, read_letter, write_letter
+from fedspa.messages import pack_layer
 from fedspa.triangle import pack_triangle, unpack_triangle
 from fedspa.wire import encode
 
@@ -59,6 +62,7 @@ REFUSALS = {
     "not pruned": "pruned",
     "another sender": "sender",
     "another round": "round",
+    "another number of windows": "samples",
     "another run": "another run",
     "another model": "model",
     "replay": "task|block",
@@ -91,12 +95,33 @@ def test_a_bad_client_is_left_out_and_the_rest_goes_on(tmp_path, monkeypatch, ki
     assert report.layers == near.layers
 
 
+def counted(message, tokens):
+    changed = tuple(replace(s, tokens=s.tokens * tokens) for s in message.statistics)
+    return replace(message, statistics=changed)
+
+
+def off_diagonal(numbers):
+    matrix = unpack_triangle(numbers, 32)
+    matrix[3, 7] = matrix[7, 3] = 10 * matrix.diagonal().max()
+    return pack_triangle(matrix)
+
+
+def split(message):
+    first, *rest = message.statistics
+    assert len(first.layers) > 1
+    each = [replace(first, layers=(name,)) for name in first.layers]
+    return replace(message, statistics=(*each, *rest))
+
+
 @pytest.mark.parametrize(
     ("change", "match"),
     {
         "NaN": (lambda m, e: encode(values(m, first_to(float("nan"))), e), "NaN"),
         "negative squares": (lambda m, e: encode(values(m, first_to(-1.0)), e), "square|allow"),
         "absurd": (lambda m, e: encode(values(m, lambda n: n * 1e4), e), "mean square"),
+        "more tokens": (lambda m, e: encode(counted(m, 1000), e), "its windows have 48"),
+        "unequal products": (lambda m, e: encode(values(m, off_diagonal), e), "allow|products"),
+        "other groups": (lambda m, e: encode(split(m), e), "one statistic for layers"),
     }.values(),
 )
 def test_bad_statistics_are_left_out(tmp_path, monkeypatch, change, match):
@@ -495,3 +520,36 @@ def test_a_client_does_no_more_than_its_capacity(tmp_path):
 
     report = serve(NearbyGrid(nodes, config, boast))
     assert all(list(block.left_out) == ["c1"] for block in report.blocks)
+
+
+def test_a_weight_that_a_former_round_pruned_is_not_revived(tmp_path, monkeypatch):
+    nodes, config = make_federation(
+        tmp_path, sparsity=0.5, min_clients=2, layers=1, rounds=2, ramp="linear"
+    )
+
+    def revive(message, envelope):
+        if message.round == 0:
+            return encode(message, envelope)
+        name, layer = next(iter(message.layers.items()))
+        mask = layer.mask().roll(1, 1)
+        other = pack_layer(torch.full_like(layer.weight(), 0.01), mask, None, False)
+        return encode(replace(message, layers=message.layers | {name: other}), envelope)
+
+    one_hostile(monkeypatch, revive)
+    report = serve(NearbyGrid(nodes, config))
+    first, second = report.blocks
+    assert first.left_out == {} and "former round" in second.left_out["c1"]
+
+
+@pytest.mark.parametrize("pruner", ["wanda", "sparsegpt"])
+def test_weights_that_are_not_the_models_are_left_out(tmp_path, monkeypatch, pruner):
+    # Within the norm of the layer, and yet far from anything that a client would send.
+    nodes, config = make_federation(tmp_path, sparsity=0.5, min_clients=2, layers=1, pruner=pruner)
+
+    def spike(numbers):
+        numbers[0] = 4 * numbers.float().norm()
+        return numbers
+
+    one_hostile(monkeypatch, lambda m, e: encode(values(m, spike), e))
+    report = serve(NearbyGrid(nodes, config))
+    assert re.search("row 0|not the model's", report.blocks[0].left_out["c1"])
