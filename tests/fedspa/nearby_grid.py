@@ -6,6 +6,7 @@ What a fault does is decided by the test: it may change an answer, keep it back,
 import random
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 from flwr.app import Context, Message, RecordDict
 from flwr.serverapp import Grid
@@ -107,4 +108,10 @@ def make_federation(
 
 def serve(grid: NearbyGrid):
     """Run the server; returns the report."""
-    return server_app.serve(grid, *read_run_config(grid.run_config))
+    with without_page():
+        return server_app.serve(grid, *read_run_config(grid.run_config))
+
+
+def without_page():
+    """The report's page takes longer to draw than all else here, and is tested elsewhere."""
+    return mock.patch("fedspa.output.write_html")

@@ -1,7 +1,7 @@
 """Server and clients of the Flower app against a federation in one process: the same bits."""
 
 import pytest
-from nearby_grid import NearbyGrid, make_federation, serve
+from nearby_grid import NearbyGrid, make_federation, serve, without_page
 
 import fedspa
 from fedspa.config import ClientSpec
@@ -25,7 +25,8 @@ def in_process(folder, nodes, run_config):
         for node in nodes.values()
     ]
     drawn = [spec.client(source, spec.read("text"), settings.seed) for spec in clients]
-    return fedspa.federate(network.model, drawn, settings, out=folder / "near")
+    with without_page():
+        return fedspa.federate(network.model, drawn, settings, out=folder / "near")
 
 
 def same_files(left, right):

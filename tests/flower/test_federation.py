@@ -22,7 +22,7 @@ HERE = Path(__file__).resolve().parent
 MODULES = [HERE / "modules", HERE.parent / "fedspa"]
 MIB = 2**20
 # Seconds: three clients start their processes on two cores at once, and others may work there.
-PATIENT = {"deadline": 150.0, "join-timeout": 150.0}
+PATIENT = {"deadline": 150.0, "join-timeout": 150.0, "message-dtype": "float32"}
 HOSTILE = ("NaN", "wrong shape", "replay", "truncated")
 
 
