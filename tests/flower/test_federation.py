@@ -113,7 +113,7 @@ def test_a_killed_server_goes_on(here, tmp_path):
     deployment, _, nodes, config = here
     config = config | {"out": str(tmp_path / "out"), "schedule": "synchronous"}
     run = deployment.launch(APP, config)
-    wait_for_line(run, "block 2 of 3 agreed on")
+    wait_for_line(run, "agreed on (2 of 3)")
     deployment.kill("superlink")
     run.stream.wait(30)
     assert not (tmp_path / "out").exists()
@@ -122,7 +122,7 @@ def test_a_killed_server_goes_on(here, tmp_path):
     near = in_process(tmp_path, nodes, config)
     same_files(tmp_path / "near", tmp_path / "out")
     assert report.layers == near.layers and report.blocks == near.blocks
-    assert "block 1 of 3 agreed on" not in log
+    assert "agreed on (1 of 3)" not in log
 
 
 def test_bad_clients_are_left_out(here, tmp_path):
