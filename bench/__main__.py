@@ -15,6 +15,7 @@ COMMANDS = {
     "gpu": "bench.gpu",
     "model": "bench.model",
     "growth": "bench.growth",
+    "network": "bench.network.cli",
     "report": "bench.report",
     "compare": "bench.compare",
 }

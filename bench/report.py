@@ -1,5 +1,7 @@
 """`python -m bench report`: docs/performance.md and its pictures, from the results that are stored.
 
+docs/deployment-cost.md too, from those of `python -m bench network`.
+
 The same files give the same page, byte for byte, and the pictures too with the same matplotlib.
 """
 
@@ -13,11 +15,13 @@ from bench.drawing import svg
 from bench.growth import page as growth_page
 from bench.growth.fit import Curve, block_curves, curves
 from bench.loaded import Machine, machines, middle, read_folder
+from bench.network import page as network_page
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results"
 PAGE = ROOT / "docs" / "performance.md"
 ANALYSIS = ROOT / "docs" / "performance-analysis.md"
+COST = ROOT / "docs" / "deployment-cost.md"
 # Pictures that carry this line are the report's, and go when they are no longer drawn.
 MARK = "<!-- drawn by python -m bench report -->\n"
 
@@ -59,7 +63,8 @@ The newest file with these cases has no time for them; the tables show an older 
 
 def write(folder: Path, page: Path, analysis: Path) -> list[Path]:
     """Write the page and its pictures, in a folder of the page's name; return all files."""
-    found = machines(read_folder(folder))
+    files = read_folder(folder)
+    found = machines([file for file in files if file[1]["kind"] != "network"])
     drawings = page.with_suffix("")
     text, figures = compose(found, drawings.name, analysis)
     drawings.mkdir(parents=True, exist_ok=True)
@@ -70,6 +75,14 @@ def write(folder: Path, page: Path, analysis: Path) -> list[Path]:
         (drawings / name).write_text(drawing, encoding="utf-8")
     page.write_text(text, encoding="utf-8")
     return [page, *(drawings / name for name in figures)]
+
+
+def write_cost(folder: Path, page: Path) -> list[Path]:
+    """Write what the network costs where that was measured; return the pages that were written."""
+    files = [file for file in read_folder(folder) if file[1]["kind"] == "network"]
+    if files:
+        page.write_text(network_page.compose(files), encoding="utf-8")
+    return [page] if files else []
 
 
 def compose(found: list[Machine], drawings: str, analysis: Path) -> tuple[str, dict[str, str]]:
@@ -154,7 +167,10 @@ def _growth(machine: Machine, drawings: str, figures: dict[str, str]) -> Iterato
 @click.option("--results", "folder", default=RESULTS, type=click.Path(path_type=Path))
 @click.option("--out", default=PAGE, type=click.Path(path_type=Path))
 @click.option("--analysis", default=ANALYSIS, type=click.Path(path_type=Path))
-def command(folder: Path, out: Path, analysis: Path) -> None:
-    """Write docs/performance.md and its pictures from the JSON in bench/results."""
+@click.option("--cost", default=COST, type=click.Path(path_type=Path))
+def command(folder: Path, out: Path, analysis: Path, cost: Path) -> None:
+    """Write docs/performance.md, its pictures and docs/deployment-cost.md from bench/results."""
     files = write(folder, out, analysis)
     click.echo(f"{files[0]} and {len(files) - 1} pictures")
+    for page in write_cost(folder, cost):
+        click.echo(str(page))

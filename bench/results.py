@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 FORMAT, VERSION = "fedspa-bench", 1
-KINDS = ("operators", "model", "growth")
+KINDS = ("operators", "model", "growth", "network")
 ROOT = Path(__file__).parents[1]
 
 
@@ -21,7 +21,7 @@ def new(
 ) -> dict[str, Any]:
     """Return what a result file holds.
 
-    kind:     "operators", "model" or "growth"
+    kind:     "operators", "model", "growth" or "network"
     device:   "cpu" or "cuda"
     results:  one entry each, as the kind has them
     ceilings: what `bench.ceilings.measure` returned in this run

@@ -1,0 +1,138 @@
+"""docs/deployment-cost.md: what the network costs, from the results that are stored."""
+
+from collections.abc import Sequence
+from statistics import median
+from typing import Any
+
+from bench.loaded import Machine, Result, machine_name
+from bench.network.along_bytes import along_bytes
+from bench.network.growth import MIB
+from bench.network.overhead import OTHERS, PHASES, of, overhead
+from bench.network.real_model import smollm2
+from bench.provenance import file_table
+from bench.tables import duration, markdown, number, percent
+
+HEAD = """\
+# What the network costs
+
+Written by `python -m bench report` from the files in `bench/results`: measure again or change the
+report, not this page. [deployment.md](deployment.md) says how a federation over a network is run.
+"""
+METHOD = """\
+SuperLink, SuperNodes, the `flwr` command and every app are processes of their own on one machine,
+speak over loopback without TLS, and have one thread each. Every result was compared with that of
+the same clients in one process (`fedspa.federate`), file by file and byte by byte, before its times
+were stored. So what is told here is the cost of the processes and of the protocol; a real wire adds
+the bytes over its bandwidth, and machines of their own take the clients' processes off each other's
+cores. The last column tells how much of the cores other programs took meanwhile, which makes
+seconds longer, and CPU seconds hardly.
+"""
+PHASES_MEANING = """\
+*Start*: `flwr run` begins the server's app, and it opens the model. *Join*: each client opens its
+model, hashes it, draws its windows. *Work*: the blocks' messages. *Finish*: each client is told
+that it is over, and writes its copy of the result if it keeps one. *End*: the server writes the
+report and Flower takes note.
+"""
+REPRODUCE = """\
+## To reproduce
+
+```sh
+python -m bench network   # all; or --group fixed,clients,bytes,smollm2
+python -m bench report    # this page, from bench/results/*.json
+```
+"""
+
+
+def compose(files: Sequence[tuple[str, dict[str, Any]]]) -> str:
+    """The page's text; files: names and documents of the kind "network", the oldest first."""
+    lines = [HEAD, METHOD]
+    for _, document in files:
+        found = document["results"]
+        lines += [f"All figures are of {machine_name(document)}.", ""]
+        for section in (overhead, _fixed, _clients, along_bytes, smollm2):
+            lines += section(found)
+    machines = [Machine(doc["device"], machine_name(doc), [(name, doc)]) for name, doc in files]
+    lines += [REPRODUCE, "## Files", "", *file_table(machines)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _fixed(found: Sequence[Result]) -> list[str]:
+    runs = of(found, "fixed")
+    if not runs:
+        return []
+    headings = ["3 clients, 3 small blocks", *PHASES, "all", "in one process", OTHERS]
+    rows = [
+        [
+            result["case"],
+            *(duration(result["far"]["phases"][phase]) for phase in PHASES),
+            duration(result["far"]["seconds"]),
+            duration(result["near"]["seconds"]),
+            percent(result["far"]["others"]),
+        ]
+        for result in runs
+    ]
+    message = median(m["cpu"] for result in runs for m in result["far"]["messages"])
+    process = median(m["peak"] for result in runs for m in result["far"]["messages"]) / MIB
+    return [
+        *("## The fixed part", ""),
+        *(*markdown(headings, rows), "", PHASES_MEANING),
+        f"Flower starts a process at the client for every message. It takes {number(message)} CPU "
+        f"seconds, nearly all of them to import PyTorch, transformers and Flower, and "
+        f"{number(process)} MiB. That, and Flower's polls, is the fixed cost of a message; joining "
+        f"and finishing are one message each, one-shot work as many as `message-mib` asks for, "
+        f"synchronous work one for each exchange. `FLWR_SUPEREXEC_TASK_POLL_INTERVAL` sets the "
+        f"polls, for every process of Flower; from here on it is 0.1 s.",
+        "",
+    ]
+
+
+def _clients(found: Sequence[Result]) -> list[str]:
+    runs = sorted(of(found, "clients"), key=lambda result: result["clients"])
+    if not runs:
+        return []
+    headings = ["clients", "start", "join", "work", "finish", "end", "all", "in one process"]
+    headings += ["CPU s a message and client", "CPU s of the SuperLink", "of the server's app"]
+    headings += ["peak MiB of the server's app", "of the SuperLink", OTHERS]
+    rows = []
+    for result in runs:
+        far = result["far"]
+        rows.append(
+            [
+                str(result["clients"]),
+                *(duration(far["phases"][phase]) for phase in PHASES),
+                duration(far["seconds"]),
+                duration(result["near"]["seconds"]),
+                number(median(m["cpu"] for m in far["messages"])),
+                number(far["cpu"]["flower-superlink"]),
+                number(far["cpu"]["flwr-serverapp"]),
+                number(far["peak_bytes"]["flwr-serverapp"] / MIB),
+                number(far["peak_bytes"]["flower-superlink"] / MIB),
+                percent(far["others"]),
+            ]
+        )
+    if len(runs) < 2:
+        return ["## Along the clients", "", *markdown(headings, rows), ""]
+    few, many = runs[0], runs[-1]
+    cpu = [sum(m["cpu"] for m in run["far"]["messages"]) for run in (few, many)]
+    link = [run["far"]["cpu"]["flower-superlink"] for run in (few, many)]
+    wall = [sum(run["far"]["phases"][p] for p in ("join", "work", "finish")) for run in (few, many)]
+    return [
+        *(
+            "## Along the clients",
+            "",
+            "One message of 3 small blocks each, SparseGPT, ℓ0 mean.",
+            "",
+        ),
+        *(*markdown(headings, rows), ""),
+        f"From {few['clients']} to {many['clients']} clients, {_times(few, many)} as many, the "
+        f"messages of one client go from {number(cpu[0])} to {number(cpu[1])} CPU seconds, and the "
+        f"SuperLink from {number(link[0])} to {number(link[1])}. The three messages take "
+        f"{duration(wall[0])} and {duration(wall[1])}, because all clients' processes start at "
+        f"once on the same cores: on a machine of its own each would need what the CPU column "
+        f"says, whatever the number of clients.",
+        "",
+    ]
+
+
+def _times(few: Result, many: Result) -> str:
+    return f"{many['clients'] / few['clients']:.0f} times"
