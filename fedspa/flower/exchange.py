@@ -54,7 +54,7 @@ class Exchange:
         # The blocks that were asked last: what has arrived of them, and who is left out of them.
         self._asked: tuple[int, range] = (-1, range(0))
         self._arrivals = Arrivals(self._folder, self.members)
-        # Who gave no answer the last time; nobody waits for these at the end.
+        # Who gave no answer the last time is not waited for where the others are enough.
         self._silent: dict[str, str] = {}
         self._left_out: dict[int, dict[str, str]] = {}
 

@@ -75,9 +75,14 @@ class Roster:
             )
         end = time.monotonic() + network.join_timeout
         while len(here) < network.clients:
-            found = self.welcome_back() if self._resumed else self._welcome()
-            for name in found - here:
-                here.add(name)
+            before = here
+            if self._resumed:
+                here = here | self.welcome_back()
+            else:
+                self._welcome()
+                # One that another has taken the place of is not here any more.
+                here = set(self._introduced)
+            for name in sorted(here - before):
                 log.info("fedspa: %r is here, %d of %d clients", name, len(here), network.clients)
             if time.monotonic() > end and len(here) < network.clients:
                 if self._resumed and len(here) >= network.min_clients:
@@ -122,16 +127,13 @@ class Roster:
             log.info("fedspa: %r is back", found.name)
         return back
 
-    def _welcome(self) -> set[str]:
-        """Take in those who have answered since the last look; their names."""
-        names = set()
+    def _welcome(self) -> None:
+        """Take in those who have answered since the last look."""
         for found in self._look():
             if len(self._introduced) < self._network.clients or found.name in self._introduced:
                 self._introduce(found)
-                names.add(found.name)
             else:
                 log.warning("fedspa: %r takes no part: it joined too late", found.name)
-        return names
 
     def _look(self) -> list[Introduction]:
         """Ask new nodes who they are, and return those that have answered since the last look."""
