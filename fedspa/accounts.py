@@ -1,15 +1,54 @@
-"""What a run leaves behind: the report, with the accounts of all clients on all ranks."""
+"""The accounts of clients: what each sends counts once its block is agreed on; and the report."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from fedspa.members import Member, Run
-from fedspa.messages import LayerMessage
+from fedspa.messages import BlockMessage, LayerMessage, StatisticsMessage
 from fedspa.model import linear_layers, unprunable_weights, weight_of
 from fedspa.report import ClientResult, Report, machine, peak_gpu_memory, peak_memory, versions
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a client's message adds to its account."""
+
+    nbytes: int = 0
+    loss: float = 0.0
+    pruned: int = 0
+    weights: int = 0
+
+
+# By client, in the order in which they are added.
+Sent = dict[str, Share]
+
+
+def note(run: Run, message: BlockMessage | StatisticsMessage, sent: Sent) -> None:
+    """Note what a client has sent; it counts once the block is agreed on."""
+    if isinstance(message, BlockMessage):
+        layers = message.layers.values()
+        pruned = sum(layer.pruned for layer in layers)
+        weights = sum(layer.shape[0] * layer.shape[1] for layer in layers)
+        sent[message.sender] = Share(message.nbytes, message.loss, pruned, weights)
+    else:
+        sent[message.sender] = Share(message.nbytes)
+    if run.observe is not None:
+        run.observe(message)
+
+
+def settle(taking_part: list[Member], sent: Sent) -> None:
+    """Keep account of what clients have sent."""
+    for member in taking_part:
+        if member.name in sent:
+            noted = sent[member.name]
+            member.bytes_up += noted.nbytes
+            member.loss += noted.loss
+            member.pruned += noted.pruned
+            member.weights += noted.weights
 
 
 def report_of(run: Run, masks: Mapping[str, LayerMessage]) -> Report:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 from torch import nn
 
 from fedspa import client as local
 from fedspa import server
+from fedspa.accounts import Sent, Share, note, settle
 from fedspa.blocks import views
-from fedspa.members import Member, Run, goes_on
+from fedspa.members import Add, Member, Run, goes_on
 from fedspa.messages import BlockMessage, StatisticsMessage
 from fedspa.pruners import additive_kind
 from fedspa.report import BlockResult, LayerResult
@@ -66,20 +69,13 @@ def _collect_weights(
     """Add up what clients pruned by themselves; returns the sums and who is in them."""
     sums = server.BlockAggregation(views(block), run.settings)
     sent: Sent = {}
+    add = _adding(run, sums.add, sent)
 
-    def add(message: BlockMessage | StatisticsMessage) -> None:
-        assert isinstance(message, BlockMessage)
-        run.progress.stage("aggregate", message.sender)
-        with run.clock.stage("aggregate"):
-            sums.add(message)
-        _note(run, message, sent)
+    def work(member: Member) -> None:
+        prune_and_send(run, block, member, round_index, index, add, ahead=ahead)
 
-    if run.remote is not None:
-        run.remote.collect(run, block, taking_part, round_index, index, together, add)
-    for member in run.walked:
-        if member in taking_part:
-            prune_and_send(run, block, member, round_index, index, add, ahead=ahead)
-    _account(taking_part, sent)
+    _let_work(run, block, taking_part, round_index, index, together, add, work)
+    settle(taking_part, sent)
     if taking_part and run.ranks.split == "clients":
         with run.clock.stage("aggregate"):
             sums.add_other_ranks(run.ranks)
@@ -114,7 +110,7 @@ def _collect_statistics(
                 run, block, taking_part, round_index, index
             ):
                 raise
-    _account(taking_part, sent)
+    settle(taking_part, sent)
     with run.clock.stage("aggregate"):
         pruned.add(message)
     return pruned, list(sent)
@@ -134,24 +130,47 @@ def _add_statistics(
     kind = additive_kind(run.pruner)
     found = BlockStatistics(views(block), kind, round_index, index, names, run.open_sum)
     sent: Sent = {}
+    add = _adding(run, found.add, sent)
+
+    def work(member: Member) -> None:
+        gather_and_send(run, block, member, round_index, index, found, add, ahead=ahead)
+
+    _let_work(run, block, taking_part, round_index, index, together, add, work)
+    if taking_part and run.ranks.split == "clients":
+        with run.clock.stage("aggregate"):
+            found.add_other_ranks(run.ranks)
+        sent |= {name: Share() for name in names if name not in sent}
+    return found, {name: sent[name] for name in names if name in sent}
+
+
+def _adding(run: Run, to: Callable[[Any], None], sent: Sent) -> Add:
+    """What is done with a client's message: it is added to sums, and noted."""
 
     def add(message: BlockMessage | StatisticsMessage) -> None:
-        assert isinstance(message, StatisticsMessage)
         run.progress.stage("aggregate", message.sender)
         with run.clock.stage("aggregate"):
-            found.add(message)
-        _note(run, message, sent)
+            to(message)
+        note(run, message, sent)
 
+    return add
+
+
+def _let_work(
+    run: Run,
+    block: nn.Module,
+    taking_part: list[Member],
+    round_index: int,
+    index: int,
+    together: range,
+    add: Add,
+    work: Callable[[Member], None],
+) -> None:
+    """Add what clients elsewhere sent, and let those that are walked here work one by one."""
     if run.remote is not None:
         run.remote.collect(run, block, taking_part, round_index, index, together, add)
     for member in run.walked:
         if member in taking_part:
-            gather_and_send(run, block, member, round_index, index, found, add, ahead=ahead)
-    if taking_part and run.ranks.split == "clients":
-        with run.clock.stage("aggregate"):
-            found.add_other_ranks(run.ranks)
-        sent |= {name: _Sent() for name in names if name not in sent}
-    return found, {name: sent[name] for name in names if name in sent}
+            work(member)
 
 
 def _prune_once(
@@ -185,44 +204,6 @@ def _alone(run: Run) -> Settings:
         weighting="uniform",
         statistics_dtype="float32",
     )
-
-
-@dataclass(frozen=True)
-class _Sent:
-    """What a client's message adds to its account."""
-
-    nbytes: int = 0
-    loss: float = 0.0
-    pruned: int = 0
-    weights: int = 0
-
-
-# By client, in the order in which they are added.
-Sent = dict[str, _Sent]
-
-
-def _note(run: Run, message: BlockMessage | StatisticsMessage, sent: Sent) -> None:
-    """Note what a client has sent; it counts once the block is agreed on."""
-    if isinstance(message, BlockMessage):
-        layers = message.layers.values()
-        pruned = sum(layer.pruned for layer in layers)
-        weights = sum(layer.shape[0] * layer.shape[1] for layer in layers)
-        sent[message.sender] = _Sent(message.nbytes, message.loss, pruned, weights)
-    else:
-        sent[message.sender] = _Sent(message.nbytes)
-    if run.observe is not None:
-        run.observe(message)
-
-
-def _account(taking_part: list[Member], sent: Sent) -> None:
-    """Keep account of what clients have sent."""
-    for member in taking_part:
-        if member.name in sent:
-            noted = sent[member.name]
-            member.bytes_up += noted.nbytes
-            member.loss += noted.loss
-            member.pruned += noted.pruned
-            member.weights += noted.weights
 
 
 def _agree(
