@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Sequence
 
+from bench.growth.fit import TOLERANCE
 from bench.loaded import Result
-from bench.network.growth import MIB, Step, steps
+from bench.network.growth import LEAST_GROWTH, MIB, Step, steps
 from bench.network.overhead import OTHERS, PHASES, of, together_of
 from bench.tables import NOTHING, duration, markdown, number, percent
 
@@ -99,7 +100,13 @@ def _growth(found: Sequence[Step], together: int) -> list[str]:
     said = (
         f"Faster than the bytes grow: {'; '.join(fast)}."
         if fast
-        else ("No step grows faster than the bytes.")
+        else "No step grows faster than the bytes."
+    )
+    said += (
+        f" The exponent is that of what a run takes beyond the smallest one, by the bytes beyond "
+        f"its bytes, where that is more than {LEAST_GROWTH:.0%} of what the smallest takes; over "
+        f"{1 + TOLERANCE:g} would count as faster. Where none stands, the growth is lost among the "
+        f"starts of processes."
     )
     return [*markdown(headings, rows, 2), "", said, ""]
 

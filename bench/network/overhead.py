@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from statistics import median
-from typing import Any
 
 from bench.loaded import Result
 from bench.network.growth import steps
@@ -24,34 +23,37 @@ def together_of(result: Result) -> int:
 
 
 def overhead(found: Sequence[Result]) -> list[str]:
-    """What a run costs beyond the same in one process, by what it is."""
-    small = [run for run in of(found, "fixed") if run["poll"] < 1]
-    grown = steps([run for run in of(found, "bytes") if together_of(run) == 1])
-    if not small or len(grown[0].costs) < 2:
+    """Lines on that, from the runs of one block a message."""
+    runs = [run for run in of(found, "bytes") if together_of(run) == 1]
+    if len(runs) < 2:
         return []
-    far, near = small[-1]["far"], small[-1]["near"]
-    rates = {step.name: step.rate / small[-1]["clients"] for step in grown}
-    client, link = rates["CPU of `flwr-clientapp`"], rates["CPU of `flower-superlink`"]
+    small = min(runs, key=lambda run: run["far"]["bytes"]["bytes_up"])
+    far, near, clients = small["far"], small["near"], small["clients"]
+    rates = {step.name: step.rate / clients for step in steps(runs)}
+    messages = len(far["messages"]) - 2
     cpu = median(message["cpu"] for message in far["messages"])
+    phases = far["phases"]
     rows = [
-        ["the server's app begins", duration(far["phases"]["start"]), "once"],
-        ["joining", duration(far["phases"]["join"]), "once"],
-        ["a message, whatever is in it", f"{duration(cpu)} of CPU at the client", "each"],
-        ["its bytes, client", f"{duration(client)} of CPU", "MiB sent, making it included"],
-        ["its bytes, SuperLink", f"{duration(link)} of CPU", "MiB sent"],
-        ["checks", duration(rates["checks"]), "MiB sent"],
-        ["finish, and Flower's end", duration(_finish(far)), "once"],
+        ["the server's app begins", duration(phases["start"]), "once"],
+        ["joining", duration(phases["join"]), "once"],
+        ["a message of work, however small", duration(phases["work"] / messages), "message"],
+        ["of it CPU at each client", duration(cpu), "message"],
+        ["bytes: CPU at the client", duration(rates["CPU of `flwr-clientapp`"]), "MiB sent"],
+        ["at its SuperNode", duration(rates["CPU of `flower-supernode`"]), "MiB sent"],
+        ["at the SuperLink", duration(rates["CPU of `flower-superlink`"]), "MiB sent"],
+        ["at the server's app", duration(rates["CPU of `flwr-serverapp`"]), "MiB sent"],
+        ["of that checks", duration(rates["checks"]), "MiB sent"],
+        ["finish", duration(phases["finish"]), "once"],
+        ["Flower's end", duration(phases["end"]), "once"],
     ]
     lines = ["## The overhead, by what it is", ""]
-    lines += [*markdown(["", "with 3 clients on these cores", "for"], rows, 3), ""]
+    lines += [*markdown(["", f"{clients} clients on these cores", "for each"], rows), ""]
     whole = far["seconds"] - near["seconds"]
     return [
         *lines,
-        f"The smallest run takes {duration(far['seconds'])}, and {duration(near['seconds'])} in "
-        f"one process: {duration(whole)} for the network, all of it the start of processes.",
+        f"The smallest of these runs, {messages} messages of work, takes "
+        f"{duration(far['seconds'])}, and {duration(near['seconds'])} in one process: "
+        f"{duration(whole)} for the network, nearly all of it the start of processes. The client's "
+        f"and the server's CPU for a MiB hold the pruning and adding that one process does too.",
         "",
     ]
-
-
-def _finish(far: dict[str, Any]) -> float:
-    return float(far["phases"]["finish"] + far["phases"]["end"])

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
+from bench.growth.fit import fit
 from bench.loaded import Machine, Result, machine_name
 from bench.network.along_bytes import along_bytes
 from bench.network.growth import MIB
@@ -27,6 +28,10 @@ the bytes over its bandwidth, and machines of their own take the clients' proces
 cores. The last column tells how much of the cores other programs took meanwhile, which makes
 seconds longer, and CPU seconds hardly.
 """
+CENTRAL = (
+    ("CPU of the SuperLink", "flower-superlink"),
+    ("CPU of the server's app", "flwr-serverapp"),
+)
 PHASES_MEANING = """\
 *Start*: `flwr run` begins the server's app, and it opens the model. *Join*: each client opens its
 model, hashes it, draws its windows. *Work*: the blocks' messages. *Finish*: each client is told
@@ -92,6 +97,7 @@ def _clients(found: Sequence[Result]) -> list[str]:
         return []
     headings = ["clients", "start", "join", "work", "finish", "end", "all", "in one process"]
     headings += ["CPU s a message and client", "CPU s of the SuperLink", "of the server's app"]
+    headings += ["of SuperNodes and SuperExecs"]
     headings += ["peak MiB of the server's app", "of the SuperLink", OTHERS]
     rows = []
     for result in runs:
@@ -105,6 +111,7 @@ def _clients(found: Sequence[Result]) -> list[str]:
                 number(median(m["cpu"] for m in far["messages"])),
                 number(far["cpu"]["flower-superlink"]),
                 number(far["cpu"]["flwr-serverapp"]),
+                number(_waiting(result)),
                 number(far["peak_bytes"]["flwr-serverapp"] / MIB),
                 number(far["peak_bytes"]["flower-superlink"] / MIB),
                 percent(far["others"]),
@@ -113,26 +120,28 @@ def _clients(found: Sequence[Result]) -> list[str]:
     if len(runs) < 2:
         return ["## Along the clients", "", *markdown(headings, rows), ""]
     few, many = runs[0], runs[-1]
-    cpu = [sum(m["cpu"] for m in run["far"]["messages"]) for run in (few, many)]
-    link = [run["far"]["cpu"]["flower-superlink"] for run in (few, many)]
-    wall = [sum(run["far"]["phases"][p] for p in ("join", "work", "finish")) for run in (few, many)]
+    idle = [_waiting(run) / run["clients"] / run["far"]["seconds"] for run in (few, many)]
+    cpu = [median(m["cpu"] for m in run["far"]["messages"]) for run in (few, many)]
+    grown = {phase: [run["far"]["phases"][phase] for run in runs] for phase in PHASES[1:4]}
+    grown |= {name: [run["far"]["cpu"][program] for run in runs] for name, program in CENTRAL}
+    counts = [run["clients"] for run in runs]
+    exponents = [f"{name} {fit(counts, values)}" for name, values in grown.items()]
     return [
-        *(
-            "## Along the clients",
-            "",
-            "One message of 3 small blocks each, SparseGPT, ℓ0 mean.",
-            "",
-        ),
+        *("## Along the clients", ""),
+        *("One message of 3 small blocks each, SparseGPT, ℓ0 mean.", ""),
         *(*markdown(headings, rows), ""),
-        f"From {few['clients']} to {many['clients']} clients, {_times(few, many)} as many, the "
-        f"messages of one client go from {number(cpu[0])} to {number(cpu[1])} CPU seconds, and the "
-        f"SuperLink from {number(link[0])} to {number(link[1])}. The three messages take "
-        f"{duration(wall[0])} and {duration(wall[1])}, because all clients' processes start at "
-        f"once on the same cores: on a machine of its own each would need what the CPU column "
-        f"says, whatever the number of clients.",
+        f"Exponents along the clients: {'; '.join(exponents)}. All clients' processes start at "
+        f"once on the same cores, which do the work of up to {many['clients']} machines here: a "
+        f"message's CPU goes from {number(cpu[0])} to {number(cpu[1])} s a client, as caches and "
+        f"memory are shared, and each SuperNode with its SuperExec takes {idle[0]:.1%} to "
+        f"{idle[1]:.1%} of a core for its polls as long as a run lasts, which with as many nodes "
+        f"on one machine grows as clients times seconds. On a machine of its own a client needs "
+        f"what the CPU column says, whatever the number of clients.",
         "",
     ]
 
 
-def _times(few: Result, many: Result) -> str:
-    return f"{many['clients'] / few['clients']:.0f} times"
+def _waiting(result: Result) -> float:
+    """CPU seconds of what stands at the clients, and polls."""
+    cpu = result["far"]["cpu"]
+    return float(cpu["flower-supernode"] + cpu["flower-superexec"])
