@@ -236,5 +236,5 @@ def test_one_command_prunes_a_model_in_the_simulation(tmp_path, monkeypatch, one
     clients = [
         {**node, "name": f"client {number + 1}"} for number, node in enumerate(nodes.values())
     ]
-    in_process(tmp_path, dict(enumerate(clients)), config)
+    in_process(tmp_path, dict(enumerate(clients)), DEFAULTS | config)
     same_files(tmp_path / "near", folder / "simulated")

@@ -22,7 +22,7 @@ def test_what_outlives_the_end_is_found_and_killed(tmp_path):
     parties = Parties(tmp_path)
     parties.start("node-0", [sys.executable, "-c", STUBBORN])
     parties.wait_for_text("node-0", "sleeping")
-    [left] = parties.end(patience=0.5)
+    [left] = parties.end(patience=5)
     assert left.party == str(tmp_path / "node-0") and "sleeping" in left.command[-1]
     assert parties.processes() == []
 
