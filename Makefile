@@ -40,9 +40,9 @@ CUDA_ON_CPU := build/cuda-on-cpu/libfedspa_native.so
 HAS_TRITON = $(shell $(PY) -c 'import triton' 2>/dev/null && echo yes)
 NATIVE_IS_BUILT = $(shell grep -s '"cpu"' $(RECORD))
 # A second process beside the first, each with a core of its own; what it says is shown when both have ended. It also
-# checks the types and, where all tests were asked for, takes those that are neither of the kernels nor of a federation.
+# checks the types and, where all tests were asked for, takes those of the shim and of a federation over a network.
 # BESIDE is a variable since make -n would run a line that names MAKE, and all tests with it.
-APART := tests/bench tests/build tests/shim
+APART := tests/shim tests/flower
 BESIDE = $(MAKE) --no-print-directory --keep-going $(ELSEWHERE)
 ELSEWHERE = types $(if $(PLACES)$(HAS_TRITON),test-triton) $(if $(PLACES)$(NATIVE_IS_BUILT),test-cuda-on-cpu) \
 	$(if $(PYTEST_FLAGS),,test-apart)

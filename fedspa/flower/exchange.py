@@ -153,7 +153,7 @@ class Exchange:
         return later or run.settings.rounds > 1 or wanted
 
     def finish(self, run: Run) -> None:
-        """See `members.Remote`; clients that were silent in the last exchange get no extra time."""
+        """See `members.Remote`; waits for clients that keep a copy, but those that were silent."""
         self._open_run()
         queues = {}
         for member in self.members:
@@ -163,10 +163,14 @@ class Exchange:
                 holds = {}
             queues[member.name] = self._letters(member, self._task(member, holds), FINISH)
         with run.clock.stage("wait"):
-            waited = queues.keys() - self._silent
+            # The others are told that it is over, and nothing hangs on their answer.
+            waited = {name for name in queues if self._roster.wants_result(name)} - set(
+                self._silent
+            )
             failed = self._exchange(queues, lambda done: True, lambda answer: None, waited)
         for name, why in failed.items():
-            log.warning("fedspa: %r did not get the end of the run: %s", name, why)
+            if self._roster.wants_result(name):
+                log.warning("fedspa: %r did not get the end of the run: %s", name, why)
 
     def _ask(self, run: Run, round_index: int, blocks: range, together: range) -> None:
         """Let clients work on blocks, and put what they send on the disk."""

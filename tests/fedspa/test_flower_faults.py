@@ -221,16 +221,20 @@ class Killed(BaseException):
     """The server's process ends."""
 
 
-@pytest.mark.parametrize("lost", ["nothing", "one client's state", "all clients' state"])
 @pytest.mark.parametrize(
-    "case",
+    ("case", "lost"),
     [
-        dict(schedule="synchronous"),
-        dict(blocks_per_message=1),
-        dict(schedule="synchronous", synchronize_every=2, rounds=2, layers_per_client=2),
-        dict(aggregation="statistics"),
+        (dict(schedule="synchronous"), "nothing"),
+        (dict(schedule="synchronous"), "one client's state"),
+        (dict(blocks_per_message=1), "nothing"),
+        (dict(blocks_per_message=1), "all clients' state"),
+        (
+            dict(schedule="synchronous", synchronize_every=2, rounds=2, layers_per_client=2),
+            "one client's state",
+        ),
+        (dict(aggregation="statistics"), "all clients' state"),
     ],
-    ids=["synchronous", "one-shot", "rounds", "statistics"],
+    ids=["synchronous", "synchronous, lost", "one-shot", "one-shot, lost", "rounds", "statistics"],
 )
 def test_a_killed_server_goes_on_with_the_same_result(tmp_path, case, lost):
     nodes, config = make_federation(tmp_path, sparsity=0.5, **case)
