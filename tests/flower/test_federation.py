@@ -22,7 +22,7 @@ HERE = Path(__file__).resolve().parent
 MODULES = [HERE / "modules", HERE.parent / "fedspa"]
 MIB = 2**20
 # Seconds: three clients start their processes on two cores at once, and others may work there.
-PATIENT = {"deadline": 150.0, "join-timeout": 150.0, "message-dtype": "float32"}
+PATIENT = {"deadline": 200.0, "join-timeout": 400.0, "message-dtype": "float32"}
 HOSTILE = ("NaN", "wrong shape", "replay", "truncated")
 
 
@@ -52,12 +52,12 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def wait_for_line(run, line, timeout=200):
+def wait_for_line(run, line, timeout=400):
     """Wait until the log of a run under way has this in it."""
     wait_for(lambda: line in run.log.read_text(errors="replace"), f"{line!r} in the log", timeout)
 
 
-def finished(deployment, config, app=APP, timeout=300):
+def finished(deployment, config, app=APP, timeout=500):
     run = deployment.run(app, config, timeout)
     assert run.status == "finished:completed", f"{run.details}\n{run.log}"
     return Report.from_json((Path(config["out"]) / "report.json").read_text()), run.log
@@ -138,7 +138,7 @@ def test_bad_clients_are_left_out(here, tmp_path):
         node = nodes[11] | {"partition-id": index, "num-partitions": 7, "name": kind}
         deployment.start_node(index, node | {"work": str(tmp_path / kind)})
     config = config | {"out": str(tmp_path / "out"), "clients": 7, "min-clients": 1}
-    config |= {"deadline": 45.0}
+    config |= {"deadline": 60.0}
     run = deployment.launch(app, config)
     wait_for_line(run, "7 of 7 clients")
     joined = {process.pid for process in deployment.processes(program="flwr-clientapp")}
@@ -151,7 +151,7 @@ def test_bad_clients_are_left_out(here, tmp_path):
     assert deployment.kill("node-1", "flwr-clientapp")
     wait_for(lambda: working("node-2"), "a client at work", 60)
     assert deployment.hang("node-2", "flwr-clientapp")
-    done = deployment.finish(run, 300)
+    done = deployment.finish(run, 500)
     assert done.status == "finished:completed", f"{done.details}\n{done.log}"
     report = Report.from_json((tmp_path / "out" / "report.json").read_text())
     for block in report.blocks:
@@ -162,4 +162,4 @@ def test_bad_clients_are_left_out(here, tmp_path):
     assert "not finite" in reasons["NaN"] or "NaN" in reasons["NaN"]
     assert "cut" in reasons["truncated"] and "block" in reasons["replay"]
     for name in ("c1", "c2"):
-        assert "no answer within 45 s" in reasons[name] or "crashed" in reasons[name]
+        assert "no answer within 60 s" in reasons[name] or "crashed" in reasons[name]
