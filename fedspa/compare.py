@@ -242,16 +242,12 @@ def unpack(dense: Weights, messages: Iterable[BlockMessage]) -> Weights:
     """
     sent = {
         message.block: {
-            name: _received(layer, dense[message.block][name])
+            name: layer.received(dense[message.block][name])
             for name, layer in message.layers.items()
         }
         for message in messages
     }
     return [sent.get(index, before) for index, before in enumerate(dense)]
-
-
-def _received(layer: LayerMessage, dense: Tensor) -> Tensor:
-    return layer.weight() if layer.values is not None else dense.masked_fill(~layer.mask(), 0)
 
 
 def pruned_share(report: Report) -> float:

@@ -49,6 +49,13 @@ class LayerMessage:
             raise ValueError("this message holds a mask alone (aggregation 'mask'), no weights")
         return decompress(Compressed(self.bits, self.values), self.shape)
 
+    def received(self, dense: Tensor | None) -> Tensor:
+        """What its receiver has then; of a mask alone it needs the dense weight (rows, cols)."""
+        if self.values is None:
+            assert dense is not None
+            return dense.masked_fill(~self.mask().to(dense.device), 0)
+        return self.weight()
+
 
 @dataclass(frozen=True)
 class BlockMessage:

@@ -24,6 +24,15 @@ from fedspa_kernels.checks import refuse, together
 ROUNDING = 2.0**-9
 
 
+def raise_rounded_(hessian: Tensor) -> None:
+    """Raise the diagonal of a hessian (cols, cols) by what bfloat16 may have taken, in place.
+
+    Rounded entries may leave one of few tokens indefinite: by less than this share of its diagonal,
+    since roundings of a row add up as noise does.
+    """
+    hessian.diagonal().mul_(1 + ROUNDING * hessian.shape[0] ** 0.5)
+
+
 class BlockStatistics:
     """The statistics of one block, added up over its clients: memory of one block, whatever C."""
 
@@ -130,9 +139,7 @@ class BlockStatistics:
                 whole = self._kind == "hessian"
                 statistic = unpack_triangle(total, shape[0]) if whole else total.view(shape)
                 if whole and self._rounded:
-                    # Rounded entries may leave a hessian of few tokens indefinite: by less than
-                    # this share of its diagonal, since roundings of a row add up as noise does.
-                    statistic.diagonal().mul_(1 + ROUNDING * shape[0] ** 0.5)
+                    raise_rounded_(statistic)
                 found |= dict.fromkeys(key, statistic)
         return found
 

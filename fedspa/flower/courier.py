@@ -83,7 +83,7 @@ class Courier:
         enough: Callable[[Set[str]], bool],
         take: Callable[[Answer], None],
         requeue: Callable[[Letter, tuple[int, ...]], list[Letter]],
-        waited: Set[str] | None = None,
+        waited: Set[str],
     ) -> dict[str, str]:
         """Send every client its letters one after the other, and hand on the answers as they come.
 
@@ -91,7 +91,7 @@ class Courier:
         enough:  whether these clients suffice, which have answered their last letter
         take:    is given each answer; raises ValueError where it is of no use
         requeue: the letters for a client that lacks agreed blocks, given its last letter
-        waited:  clients that are waited for until their deadline; None: all
+        waited:  clients that are waited for until their deadline
         returns: by client why it has not answered
         raises:  RuntimeError where there are not enough within deadline and patience
         """
@@ -117,12 +117,12 @@ class Courier:
                 time.sleep(LOOK)
         return {name: self._why(exchange, name) for name in queues if name not in exchange.done}
 
-    def _pending(self, exchange: _Exchange, waited: Set[str] | None, now: float) -> bool:
+    def _pending(self, exchange: _Exchange, waited: Set[str], now: float) -> bool:
         """Whether anybody has time left who is waited for."""
         return any(
             under_way.waited and now < under_way.until
             for under_way in exchange.open.values()
-            if waited is None or under_way.letter.member.name in waited
+            if under_way.letter.member.name in waited
         )
 
     def _send_next(self, exchange: _Exchange, name: str) -> None:

@@ -96,8 +96,7 @@ class Exchange:
                 if isinstance(message, StatisticsMessage):
                     add(message)
             except ValueError as error:
-                left_out[member.name] = f"{error!s:.{LONGEST_REASON}}"
-                log.warning("fedspa: left out: %s", left_out[member.name])
+                self._leave_out(member, index, error)
             else:
                 # Sums of weights are of no use once adding to them has failed: nothing is left out.
                 if isinstance(message, BlockMessage):
@@ -124,9 +123,12 @@ class Exchange:
                     with run.clock.stage("check"):
                         checks.definite(member, *self._frame(member, index))
                 except ValueError as error:
-                    left_out[member.name] = f"{error!s:.{LONGEST_REASON}}"
-                    log.warning("fedspa: left out: %s", left_out[member.name])
+                    self._leave_out(member, index, error)
         return len(left_out) > before
+
+    def _leave_out(self, member: Member, index: int, error: ValueError) -> None:
+        why = self._left_out[index][member.name] = f"{error!s:.{LONGEST_REASON}}"
+        log.warning("fedspa: left out: %s", why)
 
     def agreed(self, run: Run, message: BlockMessage) -> dict[str, str]:
         """See `members.Remote`."""
@@ -215,7 +217,7 @@ class Exchange:
         queues: Mapping[str, list[Letter]],
         enough: Callable[[Set[str]], bool],
         take: Callable[[Answer], None],
-        waited: Set[str] | None = None,
+        waited: Set[str],
     ) -> dict[str, str]:
         """Carry letters, and keep account of what clients have got; returns who failed, and why."""
 

@@ -14,11 +14,10 @@ from fedspa.flower.run_config import Network
 from fedspa.flower.site import (
     check_same_model,
     open_checkpoint,
-    own_settings,
+    own_run,
     remove_old_runs,
 )
-from fedspa.ranks import alone
-from fedspa.run import order_key, prepare
+from fedspa.run import order_key
 from fedspa.settings import Settings
 from fedspa.streaming.architecture import Source
 from fedspa.streaming.blocks import StreamedBlocks
@@ -40,7 +39,7 @@ def introduce(node: Node, network: Network, settings: Settings, servers: str) ->
     # Checks that the windows, the model and the settings go together before anybody waits for it.
     blocks = StreamedBlocks(source, torch.device(node.device))
     try:
-        prepare(source.model, blocks, [client], own_settings(settings), None, None, alone())
+        own_run(source, blocks, client, settings)
     finally:
         blocks.close()
     node.work.mkdir(parents=True, exist_ok=True)

@@ -167,9 +167,7 @@ def open_site(node: Node, network: Network, settings: Settings, task: Task) -> I
             versions=kept.versions,
         )
         try:
-            run = prepare(
-                source.model, blocks, [client], own_settings(settings), None, None, alone()
-            )
+            run = own_run(source, blocks, client, settings)
             run.agreed = kept.versions
             place = choose_place("auto", run, source.dtype, folder)
             hidden = Hidden(run.blocks.device, place, folder, HIDDEN)
@@ -213,9 +211,13 @@ def locked(folder: Path, seconds: float) -> Iterator[None]:
         yield
 
 
-def own_settings(settings: Settings) -> Settings:
-    """The settings of a client that is alone in its run: draws are the server's."""
-    return replace(settings, every_block=False, participation=1.0, dropout=0.0)
+def own_run(source: Source, blocks: StreamedBlocks, client: Client, settings: Settings) -> Run:
+    """A run of which a client is the only member: draws are the server's.
+
+    Raises ValueError where its windows, the model and the settings do not go together.
+    """
+    own = replace(settings, every_block=False, participation=1.0, dropout=0.0)
+    return prepare(source.model, blocks, [client], own, None, None, alone())
 
 
 def _read_kept(folder: Path) -> Kept:

@@ -125,15 +125,9 @@ class StreamedBlocks:
     def receive(self, index: int, message: BlockMessage) -> None:
         """Bring a block to the disk that was agreed on elsewhere; it is opened so from now on."""
         assert self._folder is not None
-        layers = message.layers
-        alone = any(layer.values is None for layer in layers.values())
+        alone = any(layer.values is None for layer in message.layers.values())
         dense = self.pretrained(index) if alone else {}
-        weights = {
-            name: dense[name].masked_fill(~layer.mask().to(dense[name].device), 0)
-            if layer.values is None
-            else layer.weight()
-            for name, layer in layers.items()
-        }
+        weights = {name: layer.received(dense.get(name)) for name, layer in message.layers.items()}
         masks = self._full_names(index, bits_only(message))
         journal.write(self._folder, index, message.round, masks, self._full_names(index, weights))
         self._versions[index] = message.round

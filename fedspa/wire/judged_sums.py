@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fedspa.messages import StatisticMessage, StatisticsMessage
-from fedspa.statistics import ROUNDING
+from fedspa.statistics import raise_rounded_
 from fedspa.sums import ONE, ROOM, from_fixed
 from fedspa.triangle import PANEL, triangle_diagonal, unpack_triangle
 
@@ -158,11 +158,10 @@ def judge_definite(message: StatisticsMessage, damping: float) -> None:
     Raises ValueError naming the sender, the block and the layers.
     """
     for statistic in message.statistics:
-        cols = statistic.shape[0]
-        matrix = unpack_triangle(from_fixed(statistic.values), cols)
-        diagonal = matrix.diagonal()
+        matrix = unpack_triangle(from_fixed(statistic.values), statistic.shape[0])
         if statistic.values.dtype == torch.bfloat16:
-            diagonal.mul_(1 + ROUNDING * cols**0.5)
+            raise_rounded_(matrix)
+        diagonal = matrix.diagonal()
         mean = diagonal.sum(dtype=torch.float64) / diagonal.count_nonzero().clamp(min=1)
         # What is 0 was never reached, and has no part in the factor.
         diagonal.add_(damping * float(mean)).masked_fill_(diagonal == 0, 1.0)

@@ -11,7 +11,6 @@ import tempfile
 import tomllib
 
 import pytest
-import torch
 from guide import PAGE, Readers, read_page
 from nearby_grid import make_federation
 from ports import free_ports
@@ -32,14 +31,6 @@ CLIENTS = {
 # It does as they do, but nobody lets it in.
 STRANGER = "stranger"
 SMALL = {"samples = 128": "samples = 3", "seqlen = 2048": "seqlen = 16"}
-
-
-@pytest.fixture
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in the network's processes: other sums round otherwise
-    yield
-    torch.set_num_threads(before)
 
 
 class Blocks:
@@ -145,7 +136,7 @@ def stop_a_run(block, readers, run):
 
 
 @pytest.mark.slow
-def test_two_people_prune_a_model_over_a_network(tmp_path, monkeypatch, one_thread):
+def test_two_people_prune_a_model_over_a_network(tmp_path, monkeypatch):
     nodes, _ = make_federation(tmp_path)
     blocks = Blocks(simulation=False)
     with free_ports(1 + len(CLIENTS) + 1) as (port, *node_ports):
@@ -204,7 +195,7 @@ def compare(tmp_path, readers, config, monkeypatch):
 
 
 @pytest.mark.slow
-def test_one_command_prunes_a_model_in_the_simulation(tmp_path, monkeypatch, one_thread):
+def test_one_command_prunes_a_model_in_the_simulation(tmp_path, monkeypatch):
     nodes, _ = make_federation(tmp_path)
     blocks = Blocks(simulation=True)
     with free_ports(2) as (port, control), tempfile.TemporaryDirectory(prefix="ray") as scratch:

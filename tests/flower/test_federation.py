@@ -43,15 +43,6 @@ def here(tmp_path_factory):
             yield deployment, proxy, nodes, config
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """As in the deployment: products are cut, and added up, by the number of threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def wait_for_line(run, line, timeout=400):
     """Wait until the log of a run under way has this in it."""
     wait_for(lambda: line in run.log.read_text(errors="replace"), f"{line!r} in the log", timeout)
