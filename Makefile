@@ -24,7 +24,7 @@ RESULTS_FLAGS ?=
 # Processes of experiments, each with its share of the cores.
 WORKERS ?= 2
 
-.PHONY: help build test test-gpu test-triton test-cuda-on-cpu test-apart bench demo results results-quick lint looks types
+.PHONY: help build test test-gpu test-triton test-cuda-on-cpu test-shim test-network bench demo results results-quick lint looks types
 .PHONY: format dist clean FORCE
 .DELETE_ON_ERROR:
 
@@ -39,21 +39,22 @@ build: .venv/.installed ## set up .venv and build the native library
 CUDA_ON_CPU := build/cuda-on-cpu/libfedspa_native.so
 HAS_TRITON = $(shell $(PY) -c 'import triton' 2>/dev/null && echo yes)
 NATIVE_IS_BUILT = $(shell grep -s '"cpu"' $(RECORD))
-# A second process beside the first, each with a core of its own; what it says is shown when both have ended. It also
-# checks the types and, where all tests were asked for, takes those of the shim and of a federation over a network.
+# Two more run beside the first, and what they say is shown when all have ended: one checks the types and takes the other
+# ways; one, where all tests were asked for, a federation over a network, most of whose time is spent waiting.
 # BESIDE is a variable since make -n would run a line that names MAKE, and all tests with it.
-APART := tests/shim tests/flower
-BESIDE = $(MAKE) --no-print-directory --keep-going $(ELSEWHERE)
+BESIDE = $(MAKE) --no-print-directory --keep-going
 ELSEWHERE = types $(if $(PLACES)$(HAS_TRITON),test-triton) $(if $(PLACES)$(NATIVE_IS_BUILT),test-cuda-on-cpu) \
-	$(if $(PYTEST_FLAGS),,test-apart)
+	$(if $(PYTEST_FLAGS),,test-shim)
 SOME = $(PYTEST_FLAGS) $(if $(PYTEST_FLAGS),|| test $$? -eq 5)
-HERE = $(if $(PYTEST_FLAGS),,$(addprefix --ignore=,$(APART))) $(if $(PLACES),--places $(PLACES))
+HERE = $(if $(PYTEST_FLAGS),,--ignore=tests/shim --ignore=tests/flower) $(if $(PLACES),--places $(PLACES))
 
 test: build looks ## lint, types and all tests; PYTEST_FLAGS='-k bitmask' for some of them
 	@mkdir -p build
-	$(BESIDE) > build/test-elsewhere.log 2>&1 & elsewhere=$$!; \
+	$(BESIDE) $(ELSEWHERE) > build/test-elsewhere.log 2>&1 & elsewhere=$$!; \
+	$(if $(PYTEST_FLAGS),true,$(BESIDE) test-network) > build/test-network.log 2>&1 & network=$$!; \
 	{ $(PY) -m pytest $(HERE) $(SOME); }; code=$$?; \
-	wait $$elsewhere || code=1; cat build/test-elsewhere.log; exit $$code
+	wait $$elsewhere || code=1; wait $$network || code=1; \
+	cat build/test-elsewhere.log build/test-network.log; exit $$code
 
 test-gpu: build ## the kernels' tests on a CUDA GPU, and under compute-sanitizer
 	$(PY) -m pytest -m gpu tests/kernels --places cuda-native,cuda-triton,cuda-reference $(PYTEST_FLAGS)
@@ -65,8 +66,11 @@ test-triton: .venv/.installed
 test-cuda-on-cpu: $(CUDA_ON_CPU)
 	$(PY) -m pytest tests/kernels --places cpu-native --native-library $(CUDA_ON_CPU) $(SOME)
 
-test-apart: .venv/.installed
-	$(PY) -m pytest $(APART)
+test-shim: .venv/.installed
+	$(PY) -m pytest tests/shim
+
+test-network: .venv/.installed
+	$(PY) -m pytest tests/flower
 
 $(CUDA_ON_CPU): .venv/.installed $(NATIVE) $(wildcard tests/shim/*)
 	@mkdir -p $(@D)

@@ -47,11 +47,11 @@ class _Failed(ValueError):
 
 @dataclass
 class _Open:
-    """A letter under way: until when its client has time, and whether it is still waited for."""
+    """A letter under way: since when, and whether it is still waited for."""
 
     letter: Letter
     nonce: str
-    until: float
+    since: float
     waited: bool = True
 
 
@@ -83,7 +83,7 @@ class Courier:
         enough: Callable[[Set[str]], bool],
         take: Callable[[Answer], None],
         requeue: Callable[[Letter, tuple[int, ...]], list[Letter]],
-        waited: Set[str],
+        waited: Mapping[str, float],
     ) -> dict[str, str]:
         """Send every client its letters one after the other, and hand on the answers as they come.
 
@@ -91,7 +91,7 @@ class Courier:
         enough:  whether these clients suffice, which have answered their last letter
         take:    is given each answer; raises ValueError where it is of no use
         requeue: the letters for a client that lacks agreed blocks, given its last letter
-        waited:  clients that are waited for until their deadline
+        waited:  for how many seconds after a letter its client is waited for; others are not
         returns: by client why it has not answered
         raises:  RuntimeError where there are not enough within deadline and patience
         """
@@ -117,12 +117,11 @@ class Courier:
                 time.sleep(LOOK)
         return {name: self._why(exchange, name) for name in queues if name not in exchange.done}
 
-    def _pending(self, exchange: _Exchange, waited: Set[str], now: float) -> bool:
+    def _pending(self, exchange: _Exchange, waited: Mapping[str, float], now: float) -> bool:
         """Whether anybody has time left who is waited for."""
         return any(
-            under_way.waited and now < under_way.until
+            under_way.waited and now < under_way.since + waited.get(under_way.letter.member.name, 0)
             for under_way in exchange.open.values()
-            if under_way.letter.member.name in waited
         )
 
     def _send_next(self, exchange: _Exchange, name: str) -> None:
@@ -141,8 +140,7 @@ class Courier:
             return
         letter.member.bytes_down += sum(payload for _, payload in letter.frames.values())
         letter.member.wire_down += sum(map(len, frames.values()))
-        until = time.monotonic() + self._network.deadline
-        exchange.open[message_id] = _Open(letter, nonce, until)
+        exchange.open[message_id] = _Open(letter, nonce, time.monotonic())
         exchange.failed.pop(name, None)
 
     def _take_answer(

@@ -31,6 +31,8 @@ log = logging.getLogger("flwr")
 
 MIB = 2**20
 LONGEST_REASON = 500
+# Seconds for a client that keeps no copy of the result to say that it has heard of the end.
+FAREWELL = 60.0
 
 
 class Exchange:
@@ -155,7 +157,11 @@ class Exchange:
         return later or run.settings.rounds > 1 or wanted
 
     def finish(self, run: Run) -> None:
-        """See `members.Remote`; waits for clients that keep a copy, but those that were silent."""
+        """See `members.Remote`; waits for all but those who were silent the last time.
+
+        A SuperNode of Flower 1.41 that is taking a message while its run ends sends every later
+        answer one message too late: none is to be on its way then.
+        """
         self._open_run()
         queues = {}
         for member in self.members:
@@ -165,10 +171,11 @@ class Exchange:
                 holds = {}
             queues[member.name] = self._letters(member, self._task(member, holds), FINISH)
         with run.clock.stage("wait"):
-            # The others are told that it is over, and nothing hangs on their answer.
-            waited = {name for name in queues if self._roster.wants_result(name)} - set(
-                self._silent
-            )
+            deadline = self._network.deadline
+            waited = {
+                name: deadline if self._roster.wants_result(name) else min(FAREWELL, deadline)
+                for name in queues.keys() - self._silent
+            }
             failed = self._exchange(queues, lambda done: True, lambda answer: None, waited)
         for name, why in failed.items():
             if self._roster.wants_result(name):
@@ -202,7 +209,7 @@ class Exchange:
                 self._arrivals.store(member.name, answer.nonce, answer.frames, mine, limits)
 
         # Who was silent is asked, and not waited for again where the others are enough.
-        waited = queues.keys() - self._silent
+        waited = dict.fromkeys(queues.keys() - self._silent, self._network.deadline)
         self._silent = self._exchange(queues, enough, take, waited)
         self._asked = round_index, blocks
         for b, names in asked.items():
@@ -217,7 +224,7 @@ class Exchange:
         queues: Mapping[str, list[Letter]],
         enough: Callable[[Set[str]], bool],
         take: Callable[[Answer], None],
-        waited: Set[str],
+        waited: Mapping[str, float],
     ) -> dict[str, str]:
         """Carry letters, and keep account of what clients have got; returns who failed, and why."""
 

@@ -145,7 +145,8 @@ class Roster:
         for node in connected:
             if node not in self._greeted or now > self._greeted[node].again:
                 content = write_letter(self._letter, {})
-                message = Message(content, node, HELLO, ttl=self._network.deadline)
+                # For the answer a model of any size is read: it may take as long as joining may.
+                message = Message(content, node, HELLO, ttl=self._network.join_timeout)
                 (message_id,) = self._grid.push_messages([message])
                 if message_id:
                     self._greeted[node] = _Greeting(message_id)
@@ -203,7 +204,10 @@ class Roster:
         why = "".join(f"; node {node} was refused: {text}" for node, text in self._refused.items())
         silent = sum(bool(greeting.message_id) for greeting in self._greeted.values())
         if silent:
-            why += f"; {silent} nodes are connected and have not answered yet"
+            why += (
+                f"; {silent} nodes are connected and have not answered yet: where a SuperNode's "
+                f"log has come to a stop, start it again"
+            )
         return (
             f"{len(here)} of {network.clients} clients joined within {network.join_timeout:g} s "
             f"({names}){why}; start the others, or give fewer clients or a longer join-timeout"

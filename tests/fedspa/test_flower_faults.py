@@ -331,6 +331,27 @@ def test_nothing_is_left_at_a_client(tmp_path):
         assert left == ["finished", "word"]
 
 
+def test_no_message_is_on_its_way_when_a_run_ends(tmp_path):
+    class Slow(NearbyGrid):
+        """An answer about the end arrives at the third look for it."""
+
+        looks = 0
+
+        def pull_messages(self, message_ids):
+            if any(self.owners[m][1] == FINISH for m in message_ids):
+                self.looks += 1
+                if self.looks < 3 * len(self.nodes):
+                    return []
+            return super().pull_messages(message_ids)
+
+    nodes, config = make_federation(tmp_path, sparsity=0.5, layers=1)
+    for node in nodes.values():
+        del node["out"]
+    grid = Slow(nodes, config)
+    serve(grid)
+    assert [kind for _, kind in grid.sent].count(FINISH) == 3 and not grid._replies
+
+
 def test_a_client_that_lost_everything_joins_again(tmp_path):
     nodes, config = make_federation(tmp_path, sparsity=0.5, schedule="synchronous", rounds=2)
     near = in_process(tmp_path, nodes, config)

@@ -1,5 +1,11 @@
+import signal
+
 import pytest
 import torch
+
+# A shell's background job, such as `make test` starts, is born deaf to Ctrl-C, and so are its
+# children: they would not end when a test ends them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -1,8 +1,10 @@
 """Server and clients on a real network, each in processes of its own, on loopback."""
 
 import json
+import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 from counting import CountingProxy
 from deployment import Deployment
 from nearby_grid import make_federation
+from parties import read
 from processes import wait_for
 from small_models import SPECIAL, VOCABULARY
 from test_flower_run import in_process, same_files
@@ -21,70 +24,99 @@ from fedspa.report import Report
 HERE = Path(__file__).resolve().parent
 MODULES = [HERE / "modules", HERE.parent / "fedspa"]
 MIB = 2**20
-# Seconds: three clients start their processes on two cores at once, and others may work there.
-PATIENT = {"deadline": 200.0, "join-timeout": 400.0, "message-dtype": "float32"}
-HOSTILE = ("NaN", "wrong shape", "replay", "truncated")
+# Seconds: clients start their processes on two cores at once, and others may work there.
+PATIENT = {"deadline": 300.0, "join-timeout": 300.0, "message-dtype": "float32"}
+
+
+class Federation(Deployment):
+    """A SuperLink that survives a restart; clients come as they are needed, c0 behind a proxy."""
+
+    def __init__(self, folder):
+        found, self.config = make_federation(folder, clients=4, layers=4, sparsity=0.6, **PATIENT)
+        self.clients = list(found.values())
+        for node in self.clients:
+            # Several runs take place here, and no result is overwritten.
+            del node["out"]
+        super().__init__(folder / "network", database=True, modules=MODULES)
+
+    def __enter__(self):
+        super().__enter__()
+        self.proxy = self.claims.enter_context(CountingProxy(self.port))
+        return self
+
+    def among(self, clients, out, **config):
+        """The configuration of a run among the first clients, whose nodes are there then."""
+        for index in range(clients):
+            if not self.processes(f"node-{index}"):
+                port = self.port if index else self.proxy.port
+                self.start_node(index, self.clients[index], port=port)
+        given = {key.replace("_", "-"): value for key, value in config.items()}
+        return self.config | {"clients": clients, "out": str(out)} | given
+
+    def near(self, folder, config, *clients):
+        """A run of the same clients in this process."""
+        return in_process(folder, dict(enumerate(self.clients[c] for c in clients)), config)
 
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory):
-    """A SuperLink that survives a restart, three nodes of which one is behind a proxy."""
-    folder = tmp_path_factory.mktemp("flower")
-    nodes, config = make_federation(folder, sparsity=0.6, **PATIENT)
-    for node in nodes.values():
-        # Several runs take place here, and no result is overwritten.
-        del node["out"]
-    with Deployment(folder / "network", database=True, modules=MODULES) as deployment:
-        with CountingProxy(deployment.port) as proxy:
-            first, *others = nodes.values()
-            deployment.start_node(0, first, port=proxy.port)
-            for index, node in enumerate(others, start=1):
-                deployment.start_node(index, node)
-            yield deployment, proxy, nodes, config
+    with Federation(tmp_path_factory.mktemp("flower")) as federation:
+        yield federation
 
 
-def wait_for_line(run, line, timeout=400):
-    """Wait until the log of a run under way has this in it."""
-    wait_for(lambda: line in run.log.read_text(errors="replace"), f"{line!r} in the log", timeout)
-
-
-def finished(deployment, config, app=APP, timeout=500):
-    run = deployment.run(app, config, timeout)
+def finished(federation, config, app=APP, timeout=500):
+    run = federation.run(app, config, timeout)
     assert run.status == "finished:completed", f"{run.details}\n{run.log}"
     return Report.from_json((Path(config["out"]) / "report.json").read_text()), run.log
 
 
-def test_300_mib_of_updates_in_bounded_memory(here, tmp_path):
-    deployment, proxy, nodes, config = here
+def test_a_killed_server_goes_on(here, tmp_path):
+    config = here.among(2, tmp_path / "out", schedule="synchronous", synchronize_every=2)
+    run = here.launch(APP, config)
+    said = partial(read, run.log)
+    wait_for(lambda: "agreed on (2 of 4)" in said(), "the first exchange's end", 400)
+    here.kill("superlink")
+    run.stream.wait(30)
+    assert not (tmp_path / "out").exists()
+    here.start_superlink()
+    report, log = finished(here, config)
+    near = here.near(tmp_path, config, 0, 1)
+    same_files(tmp_path / "near", tmp_path / "out")
+    assert report.layers == near.layers and report.blocks == near.blocks
+    assert "agreed on (2 of 4)" not in log and "agreed on (3 of 4)" in log
+
+
+def save_large_model(folder, tokenizer):
     torch.manual_seed(0)
     sizes = {"hidden_size": 1024, "intermediate_size": 2816, "num_attention_heads": 8}
     large = LlamaConfig(vocab_size=VOCABULARY, num_hidden_layers=4, **sizes, **SPECIAL)
-    LlamaForCausalLM(large).save_pretrained(tmp_path / "model")
-    (tmp_path / "model" / "tokenizer.json").write_bytes(
-        (Path(config["model"]) / "tokenizer.json").read_bytes()
-    )
-    (tmp_path / "model" / "tokenizer_config.json").write_bytes(
-        (Path(config["model"]) / "tokenizer_config.json").read_bytes()
-    )
-    config = config | {"model": str(tmp_path / "model"), "out": str(tmp_path / "out")}
-    # By magnitude all would send the same, which Flower carries once.
-    config |= {"pruner": "wanda", "sparsity": 0.5, "blocks-per-message": 2}
-    before = proxy.sent
-    far, _ = finished(deployment, config)
+    LlamaForCausalLM(large).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((tokenizer / name).read_bytes())
 
-    # The same in one process of its own, whose memory can be compared.
+
+def in_a_process_of_its_own(here, folder, config, clients):
+    """A run in one process, whose memory can be compared with that of a server's."""
     program = (
         "import json, sys; from pathlib import Path\n"
         "from test_flower_run import in_process\n"
-        "folder, nodes, config = json.loads(sys.argv[1])\n"
-        "in_process(Path(folder), nodes, config)"
+        "folder, clients, config = json.loads(sys.argv[1])\n"
+        "in_process(Path(folder), dict(enumerate(clients)), config)"
     )
-    given = json.dumps([str(tmp_path), nodes, config])
-    path = {"PYTHONPATH": deployment.environment["PYTHONPATH"], "OMP_NUM_THREADS": "1"}
-    subprocess.run(
-        [sys.executable, "-c", program, given], check=True, env=deployment.environment | path
-    )
-    near = Report.from_json((tmp_path / "near" / "report.json").read_text())
+    given = json.dumps([str(folder), here.clients[:clients], config])
+    subprocess.run([sys.executable, "-c", program, given], check=True, env=here.environment)
+    return Report.from_json((folder / "near" / "report.json").read_text())
+
+
+def test_300_mib_of_updates_in_bounded_memory(here, tmp_path):
+    save_large_model(tmp_path / "model", tokenizer=Path(here.config["model"]))
+    # By magnitude all would send the same, which Flower carries once.
+    given = {"model": str(tmp_path / "model"), "pruner": "wanda", "sparsity": 0.5}
+    config = here.among(3, tmp_path / "out", blocks_per_message=2, **given)
+    before = here.proxy.sent
+    far, _ = finished(here, config)
+    counted = here.proxy.sent - before
+    near = in_a_process_of_its_own(here, tmp_path, config, 3)
     same_files(tmp_path / "near", tmp_path / "out")
     assert far.layers == near.layers and far.blocks == near.blocks
 
@@ -92,7 +124,6 @@ def test_300_mib_of_updates_in_bounded_memory(here, tmp_path):
     assert sent > 300 * MIB and sent == sum(client.bytes_up for client in near.clients)
     (client,) = (client for client in far.clients if client.name == "c0")
     # What a wire counts is what the report says, and Flower's own words.
-    counted = proxy.sent - before
     assert client.bytes_up < client.wire_up < counted < 1.02 * client.wire_up + 2**18
     # Six messages of 52 MiB came. Flower makes four copies of the one that is being taken in, and
     # takes room for its own code.
@@ -100,24 +131,10 @@ def test_300_mib_of_updates_in_bounded_memory(here, tmp_path):
     assert far.peak_memory < near.peak_memory + 5 * message < near.peak_memory + sent
 
 
-def test_a_killed_server_goes_on(here, tmp_path):
-    deployment, _, nodes, config = here
-    config = config | {"out": str(tmp_path / "out"), "schedule": "synchronous"}
-    run = deployment.launch(APP, config)
-    wait_for_line(run, "agreed on (2 of 3)")
-    deployment.kill("superlink")
-    run.stream.wait(30)
-    assert not (tmp_path / "out").exists()
-    deployment.start_superlink()
-    report, log = finished(deployment, config)
-    near = in_process(tmp_path, nodes, config)
-    same_files(tmp_path / "near", tmp_path / "out")
-    assert report.layers == near.layers and report.blocks == near.blocks
-    assert "agreed on (1 of 3)" not in log
+REASONS = ["not finite|NaN", "shape|rows", "cut", "block"]
 
 
 def test_bad_clients_are_left_out(here, tmp_path):
-    deployment, _, nodes, config = here
     app = tmp_path / "app"
     app.mkdir()
     text = (APP / "pyproject.toml").read_text()
@@ -125,21 +142,17 @@ def test_bad_clients_are_left_out(here, tmp_path):
     app.joinpath("pyproject.toml").write_text(
         text.replace("fedspa.flower.client_app:app", "hostile_app:app")
     )
-    for index, kind in enumerate(HOSTILE, start=3):
-        node = nodes[11] | {"partition-id": index, "num-partitions": 7, "name": kind}
-        deployment.start_node(index, node | {"work": str(tmp_path / kind)})
-    config = config | {"out": str(tmp_path / "out"), "clients": 7, "min-clients": 1}
-    config |= {"deadline": 60.0}
-    # In the middle of their work c1's process is killed, and c2's hangs.
-    done = deployment.run(app, config, 500)
-    assert done.status == "finished:completed", f"{done.details}\n{done.log}"
-    report = Report.from_json((tmp_path / "out" / "report.json").read_text())
-    for block in report.blocks:
-        bad = {"c1", "c2", *HOSTILE} - ({"replay"} if block.block == 0 else set())
-        assert set(block.left_out) == bad, block
-        assert "c0" in block.clients
-    reasons = report.blocks[2].left_out
-    assert "not finite" in reasons["NaN"] or "NaN" in reasons["NaN"]
-    assert "cut" in reasons["truncated"] and "block" in reasons["replay"]
-    for name in ("c1", "c2"):
-        assert "no answer within 60 s" in reasons[name] or "crashed" in reasons[name]
+    # In the middle of their work c1's process is killed, and c2's hangs: until the deadline all are
+    # waited for, and then somebody's answer.
+    times = {"deadline": 40.0, "patience": 300.0}
+    config = here.among(4, tmp_path / "out", min_clients=1, **times)
+    report, log = finished(here, config, app)
+    assert log.count("left out: ") == len(report.blocks) == len(REASONS)
+    for block, reason in zip(report.blocks, REASONS, strict=True):
+        assert block.clients == ("c0",) and set(block.left_out) == {"c1", "c2", "c3"}
+        assert re.search(reason, block.left_out["c3"]), block
+        for name in ("c1", "c2"):
+            assert re.search("no answer within 40 s|crashed", block.left_out[name]), block
+    near = here.near(tmp_path, config, 0)
+    same_files(tmp_path / "near", tmp_path / "out")
+    assert report.layers == near.layers

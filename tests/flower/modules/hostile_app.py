@@ -1,4 +1,4 @@
-"""The ClientApp of clients whose name is a kind of fault: they encode their messages so."""
+"""The ClientApp of three clients that go wrong as they send what they made of a block."""
 
 import os
 import signal
@@ -9,6 +9,8 @@ from hostile_clients import KINDS
 from fedspa.flower import client_app, client_work
 from fedspa.wire import encode
 
+SENT = []
+
 
 def _killed(message, envelope):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -18,11 +20,22 @@ def _hung(message, envelope):
     time.sleep(3600)
 
 
-FAULTS = KINDS | {"c1": _killed, "c2": _hung}
+def _replayed(message, envelope):
+    return SENT[0]
+
+
+# By client, and by block.
+FAULTS = {
+    "c1": [_killed],
+    "c2": [_hung],
+    "c3": [KINDS["NaN"], KINDS["wrong shape"], KINDS["truncated"], _replayed],
+}
 
 
 def _encode(message, envelope):
-    return FAULTS.get(message.sender, encode)(message, envelope)
+    how = FAULTS[message.sender][message.block] if message.sender in FAULTS else encode
+    SENT.append(how(message, envelope))
+    return SENT[-1]
 
 
 client_work.encode = _encode
