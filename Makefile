@@ -24,7 +24,7 @@ RESULTS_FLAGS ?=
 # Processes of experiments, each with its share of the cores.
 WORKERS ?= 2
 
-.PHONY: help build test test-gpu test-triton test-cuda-on-cpu test-shim test-network bench demo results results-quick lint looks types
+.PHONY: help build test test-gpu test-triton test-cuda-on-cpu test-shim bench demo results results-quick lint looks types
 .PHONY: format dist clean FORCE
 .DELETE_ON_ERROR:
 
@@ -42,7 +42,7 @@ NATIVE_IS_BUILT = $(shell grep -s '"cpu"' $(RECORD))
 # Two more run beside the first, and what they say is shown when all have ended: one checks the types and takes the other
 # ways; one, where all tests were asked for, a federation over a network, most of whose time is spent waiting.
 # BESIDE is a variable since make -n would run a line that names MAKE, and all tests with it.
-BESIDE = $(MAKE) --no-print-directory --keep-going
+BESIDE = $(MAKE) --no-print-directory --keep-going $(ELSEWHERE)
 ELSEWHERE = types $(if $(PLACES)$(HAS_TRITON),test-triton) $(if $(PLACES)$(NATIVE_IS_BUILT),test-cuda-on-cpu) \
 	$(if $(PYTEST_FLAGS),,test-shim)
 SOME = $(PYTEST_FLAGS) $(if $(PYTEST_FLAGS),|| test $$? -eq 5)
@@ -50,8 +50,8 @@ HERE = $(if $(PYTEST_FLAGS),,--ignore=tests/shim --ignore=tests/flower) $(if $(P
 
 test: build looks ## lint, types and all tests; PYTEST_FLAGS='-k bitmask' for some of them
 	@mkdir -p build
-	$(BESIDE) $(ELSEWHERE) > build/test-elsewhere.log 2>&1 & elsewhere=$$!; \
-	$(if $(PYTEST_FLAGS),true,$(BESIDE) test-network) > build/test-network.log 2>&1 & network=$$!; \
+	$(BESIDE) > build/test-elsewhere.log 2>&1 & elsewhere=$$!; \
+	$(if $(PYTEST_FLAGS),true,$(PY) -m pytest tests/flower) > build/test-network.log 2>&1 & network=$$!; \
 	{ $(PY) -m pytest $(HERE) $(SOME); }; code=$$?; \
 	wait $$elsewhere || code=1; wait $$network || code=1; \
 	cat build/test-elsewhere.log build/test-network.log; exit $$code
@@ -68,9 +68,6 @@ test-cuda-on-cpu: $(CUDA_ON_CPU)
 
 test-shim: .venv/.installed
 	$(PY) -m pytest tests/shim
-
-test-network: .venv/.installed
-	$(PY) -m pytest tests/flower
 
 $(CUDA_ON_CPU): .venv/.installed $(NATIVE) $(wildcard tests/shim/*)
 	@mkdir -p $(@D)
