@@ -8,7 +8,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 # Set-up runs in stages, each with a stamp in .venv that is written when the stage is done.
 PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
-# Compiling every module of every package takes longer than the modules that are imported take on their first import.
+# pip compiles on one core; compileall, once all packages are there, on all.
 INSTALL := $(PIP) install --quiet --progress-bar off --no-compile -c constraints.txt
 EXTRAS := gguf data tasks flower test dev
 
@@ -134,6 +134,7 @@ MOVED := $(shell test ! -e .venv/.created || pwd -P | cmp -s - .venv/.created ||
 	@$(PY) -c 'import sys, tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
 	print(*p["dependencies"], *sum((p["optional-dependencies"][e] for e in sys.argv[1:]), []), sep="\n")' $(EXTRAS) > .venv/requirements.txt
 	again=$$(test ! -e $@.begun || echo --ignore-installed); touch $@.begun; $(INSTALL) $$again -r .venv/requirements.txt setuptools cmake ninja
+	@$(PY) -m compileall -qq -j 0 .venv/lib || true  # some packages hold files that another Python reads
 	@rm $@.begun; touch $@
 
 # A compiler or nvcc that comes or goes changes this file, and so fedspa is installed again.
