@@ -58,10 +58,14 @@ class Arrivals:
         """A frame, and the nonce that it must have."""
         return self._path(name, block).read_bytes(), self._nonces[name]
 
+    def drop(self, name: str, block: int) -> None:
+        """Remove a client's frame, which is of no use, if there is one."""
+        self._path(name, block).unlink(missing_ok=True)
+
     def remove(self, block: int) -> None:
         """Remove the frames of a block that is agreed on."""
         for name in self._numbers:
-            self._path(name, block).unlink(missing_ok=True)
+            self.drop(name, block)
 
     def _path(self, name: str, block: int) -> Path:
         return self._folder / f"{PREFIX}-{self._numbers[name]}-{block}"

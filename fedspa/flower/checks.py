@@ -20,6 +20,7 @@ from fedspa.wire import (
     Expected,
     decode,
     judge_definite,
+    judge_finite,
     judge_mean_squares,
     judge_statistics,
     judge_weights,
@@ -37,7 +38,7 @@ HEADER = 2**20 + 2**10
 
 
 class Checks:
-    """The checks of one block's frames; a client's are made when its turn comes."""
+    """The checks of one block's frames, which are `readable`; a client's when its turn comes."""
 
     def __init__(
         self, run: Run, block: nn.Module, round_index: int, index: int, norm_bound: float
@@ -78,7 +79,6 @@ class Checks:
                 unchanged=self._run.settings.pruner in UNCHANGED,
             )
             return message
-        kind = additive_kind(self._run.pruner)
         most = member.client.tokens.numel()
         for statistic in message.statistics:
             if statistic.tokens > most:
@@ -87,7 +87,6 @@ class Checks:
                     f"tokens, and its windows have {most}"
                 )
             self._judge_group(member, statistic.layers)
-        judge_statistics(message, kind, None)
         limits = square_limits(list(self._squares.values()), self._bound)
         judge_mean_squares(message, self._squares[member.name], limits)
         moved = tuple(
@@ -117,27 +116,46 @@ class Checks:
                 )
 
     def _decoded(self, member: Member, frame: bytes, envelope: Envelope) -> Message:
-        settings = self._run.settings
         round_index, index = self._place
-        dtype: torch.dtype | None
-        if settings.aggregation == "statistics":
-            kind, dtype = additive_kind(self._run.pruner), getattr(torch, settings.statistics_dtype)
-        elif settings.aggregation == "mask":
-            kind, dtype = "mask", None
-        else:
-            weight = next(iter(views(self._block).values()))
-            kind, dtype = "weights", message_dtype(settings) or weight.dtype
-        expected = Expected(
-            envelope=envelope,
-            sender=member.name,
-            round=round_index,
-            block=index,
-            samples=member.samples,
-            shapes=shapes_of(self._block),
-            kind=kind,
-            dtype=dtype,
-        )
-        return decode(frame, expected)
+        return decode(frame, _expected(self._run, member, round_index, index, envelope))
+
+
+def readable(
+    run: Run, member: Member, round_index: int, index: int, frame: bytes, envelope: Envelope
+) -> None:
+    """What can be said of a frame by itself, before the block and the others' are there.
+
+    Raises ValueError where it is not what was asked for, or where its numbers cannot be.
+    """
+    message = decode(frame, _expected(run, member, round_index, index, envelope))
+    if isinstance(message, StatisticsMessage):
+        judge_statistics(message, additive_kind(run.pruner))
+    else:
+        judge_finite(message)
+
+
+def _expected(
+    run: Run, member: Member, round_index: int, index: int, envelope: Envelope
+) -> Expected:
+    settings, block = run.settings, run.blocks.modules[index]
+    dtype: torch.dtype | None
+    if settings.aggregation == "statistics":
+        kind, dtype = additive_kind(run.pruner), getattr(torch, settings.statistics_dtype)
+    elif settings.aggregation == "mask":
+        kind, dtype = "mask", None
+    else:
+        weight = next(iter(views(block).values()))
+        kind, dtype = "weights", message_dtype(settings) or weight.dtype
+    return Expected(
+        envelope=envelope,
+        sender=member.name,
+        round=round_index,
+        block=index,
+        samples=member.samples,
+        shapes=shapes_of(block),
+        kind=kind,
+        dtype=dtype,
+    )
 
 
 def frame_limit(run: Run, index: int) -> int:

@@ -74,7 +74,10 @@ def _finish(
     node: Node, network: Network, settings: Settings, record: Record, frames: dict[int, bytes]
 ) -> tuple[Record, Mapping[int, bytes]]:
     task = Task.from_record(record)
-    if not is_written(node, task.run):
+    if not task.copies:
+        if node.out is not None and not is_written(node, task.run):
+            log.warning("fedspa: out=... came after this client had joined: there is no copy")
+    elif not is_written(node, task.run):
         with _ended_after(task.seconds), open_site(node, network, settings, task) as site:
             found = answer(site, task, frames)
             if found.lacks:

@@ -5,248 +5,238 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from flwr.app import Message
 from flwr.serverapp import Grid
 
+from fedspa.flower.answers import Answer, Failed, read_answer
 from fedspa.flower.assignments import Letter
-from fedspa.flower.letters import pull, read_letter, write_letter
+from fedspa.flower.letters import write_letter
+from fedspa.flower.mailbox import Mailbox
+from fedspa.flower.overdue import Overdue
 from fedspa.flower.roster import LOOK, Roster
 from fedspa.flower.run_config import Network
-from fedspa.flower.tasks import DONE, FINAL, LACKS, REASONS, STRANGER
+from fedspa.flower.tasks import FINAL, STRANGER, USELESS
+from fedspa.flower.traffic import Sent, Traffic
 
 log = logging.getLogger("flwr")
 
 # Seconds between two looks at who is connected, and until a client that failed is asked again:
 # at first, and twice as long every time, up to the last.
 CENSUS, AGAIN, LONGEST = 3.0, 10.0, 320.0
-# How often a client may say in one exchange that it lacks blocks.
-MOST_LACKS = 3
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What came back: done, or which agreed blocks the client lacks; with its frames by name."""
-
-    letter: Letter
-    nonce: str
-    lacks: tuple[int, ...]
-    frames: dict[str, bytes]
-
-
-class _Failed(ValueError):
-    """A client's failure, which it gave a code of; the words are the server's."""
-
-    def __init__(self, code: str) -> None:
-        super().__init__(REASONS.get(code, REASONS["failed"]))
-        self.code = code
-
-
-@dataclass
-class _Open:
-    """A letter under way: since when, and whether it is still waited for."""
-
-    letter: Letter
-    nonce: str
-    since: float
-    waited: bool = True
-
-
-@dataclass
-class _Exchange:
-    """What is under way: letters by their message, all else by client."""
-
-    queues: dict[str, list[Letter]]
-    open: dict[str, _Open] = field(default_factory=dict)
-    done: set[str] = field(default_factory=set)
-    failed: dict[str, str] = field(default_factory=dict)
-    # When a client that failed is asked again; one whose failure is final is not in it.
-    again: dict[str, float] = field(default_factory=dict)
-    pauses: dict[str, float] = field(default_factory=dict)
-    lacks: dict[str, int] = field(default_factory=dict)
+# How often a client may say in one exchange that it lacks blocks, and answer what is of no use.
+MOST_LACKS, MOST_USELESS = 3, 2
 
 
 class Courier:
     """Carries letters over Flower's network."""
 
-    def __init__(self, grid: Grid, roster: Roster, network: Network) -> None:
+    def __init__(self, grid: Grid, mailbox: Mailbox, roster: Roster, network: Network) -> None:
         self._grid = grid
+        self._mailbox = mailbox
+        self._overdue = Overdue(mailbox)
         self._roster = roster
         self._network = network
 
     def carry(
         self,
         queues: Mapping[str, Sequence[Letter]],
-        enough: Callable[[Set[str]], bool],
+        enough: Callable[[], bool],
         take: Callable[[Answer], None],
         requeue: Callable[[Letter, tuple[int, ...]], list[Letter]],
         waited: Mapping[str, float],
     ) -> dict[str, str]:
         """Send every client its letters one after the other, and hand on the answers as they come.
 
+        One that is still at work on a letter of an earlier exchange is sent its own behind it.
+
         queues:  letters by the client's name
-        enough:  whether these clients suffice, which have answered their last letter
+        enough:  whether what was taken suffices
         take:    is given each answer; raises ValueError where it is of no use
         requeue: the letters for a client that lacks agreed blocks, given its last letter
         waited:  for how many seconds after a letter its client is waited for; others are not
         returns: by client why it has not answered
         raises:  RuntimeError where there are not enough within deadline and patience
         """
-        exchange = _Exchange({name: list(letters) for name, letters in queues.items()})
-        longest = max((len(letters) for letters in queues.values()), default=0)
-        end = time.monotonic() + longest * self._network.deadline + self._network.patience
+        queued = {name: list(letters) for name, letters in queues.items()}
+        traffic = Traffic(queued, dict(waited))
+        try:
+            self._carry(traffic, enough, take, requeue)
+        finally:
+            self._leave(traffic)
+        return {name: self._why(traffic, name) for name in queues if name not in traffic.done}
+
+    def _carry(
+        self,
+        traffic: Traffic,
+        enough: Callable[[], bool],
+        take: Callable[[Answer], None],
+        requeue: Callable[[Letter, tuple[int, ...]], list[Letter]],
+    ) -> None:
+        queues, patience = traffic.queues, self._network.patience
+        longest = max(map(len, queues.values()), default=0)
+        hopeful = time.monotonic()
+        end = hopeful + longest * self._network.deadline + patience
         census = 0.0
         for name in queues:
-            self._send_next(exchange, name)
-        while len(exchange.done) < len(queues):
-            for message_id in list(exchange.open):
-                self._take_answer(exchange, message_id, take, requeue)
+            if name not in self._overdue:
+                self._send_next(traffic, name)
+        while len(traffic.done) < len(queues):
+            for message_id in list(traffic.open):
+                self._take_answer(traffic, message_id, take, requeue)
+            self._take_overdue(traffic)
             now = time.monotonic()
             if now > census:
                 census = now + CENSUS
-                self._take_census(exchange, now)
-            if enough(exchange.done):
-                if not self._pending(exchange, waited, now):
+                self._take_census(traffic, now)
+            if traffic.open or traffic.again or len(self._overdue):
+                hopeful = now
+            if enough():
+                if not traffic.pending(now):
                     break
-            elif now > end:
-                raise RuntimeError(self._too_few(exchange))
-            if len(exchange.done) < len(queues):
+            elif now > min(end, hopeful + patience):
+                raise RuntimeError(self._too_few(traffic))
+            if len(traffic.done) < len(queues):
                 time.sleep(LOOK)
-        return {name: self._why(exchange, name) for name in queues if name not in exchange.done}
 
-    def _pending(self, exchange: _Exchange, waited: Mapping[str, float], now: float) -> bool:
-        """Whether anybody has time left who is waited for."""
-        return any(
-            under_way.waited and now < under_way.since + waited.get(under_way.letter.member.name, 0)
-            for under_way in exchange.open.values()
-        )
+    def _leave(self, traffic: Traffic) -> None:
+        """Note who has not answered yet: until then it is sent nothing else."""
+        for message_id, sent in traffic.open.items():
+            name = sent.name
+            if sent.waited and name not in traffic.done:
+                until = sent.since + self._time_to_live
+                self._overdue.add(name, message_id, sent.node, until)
 
-    def _send_next(self, exchange: _Exchange, name: str) -> None:
-        letter = exchange.queues[name][0]
+    def _take_overdue(self, traffic: Traffic) -> None:
+        """Send on to those who have ended what they were at; who has answered is waited for."""
+        for name, answered in self._overdue.cleared():
+            if name in traffic.queues:
+                if answered:
+                    traffic.waited[name] = self._network.deadline
+                self._send_next(traffic, name)
+
+    @property
+    def _time_to_live(self) -> float:
+        return self._network.deadline + self._network.patience
+
+    def _send_next(self, traffic: Traffic, name: str) -> None:
+        letter = traffic.queues[name][0]
         nonce = secrets.token_hex(16)
         task = replace(letter.task, nonce=nonce)
         frames = {str(block): path.read_bytes() for block, (path, _) in letter.frames.items()}
-        time_to_live = self._network.deadline + self._network.patience
         node = self._roster.node_of(name)
-        exchange.again.pop(name, None)
+        traffic.again.pop(name, None)
         content = write_letter(task.to_record(), frames)
-        message = Message(content, node, letter.kind, ttl=time_to_live)
+        message = Message(content, node, letter.kind, ttl=self._time_to_live)
         (message_id,) = self._grid.push_messages([message])
         if not message_id:
-            self._fail(exchange, name, "its node is not connected")
+            self._fail(traffic, name, "its node is not connected")
             return
         letter.member.bytes_down += sum(payload for _, payload in letter.frames.values())
         letter.member.wire_down += sum(map(len, frames.values()))
-        exchange.open[message_id] = _Open(letter, nonce, time.monotonic())
-        exchange.failed.pop(name, None)
+        traffic.open[message_id] = Sent(letter, nonce, node, time.monotonic())
+        traffic.failed.pop(name, None)
 
     def _take_answer(
         self,
-        exchange: _Exchange,
+        traffic: Traffic,
         message_id: str,
         take: Callable[[Answer], None],
         requeue: Callable[[Letter, tuple[int, ...]], list[Letter]],
     ) -> None:
         """Take what has arrived for a message; when this returns, nothing holds its bytes."""
-        for reply in pull(self._grid, message_id):
-            under_way = exchange.open.pop(message_id)
-            letter, name = under_way.letter, under_way.letter.member.name
-            if name in exchange.done:
+        for reply in self._mailbox.look(message_id):
+            sent = traffic.open.pop(message_id)
+            letter, name = sent.letter, sent.name
+            if name in traffic.done or letter is not traffic.queues[name][0]:
                 return
             try:
-                answer = _read(reply, letter, under_way.nonce)
+                answer = read_answer(reply, letter, sent.nonce)
                 if not answer.lacks:
-                    take(answer)
+                    self._use(traffic, answer, take)
             except ValueError as error:
                 # Of a letter that was given up, another is under way.
-                if under_way.waited:
-                    self._fail(exchange, name, str(error), getattr(error, "code", ""))
+                if sent.waited:
+                    self._fail(traffic, name, str(error), getattr(error, "code", ""))
                 return
             if answer.lacks:
-                self._resend(exchange, name, answer, requeue)
+                self._resend(traffic, name, answer, requeue)
             elif letter.last:
-                exchange.done.add(name)
+                traffic.done.add(name)
                 log.info(
                     "fedspa: %r has answered, %d of %d",
                     name,
-                    len(exchange.done),
-                    len(exchange.queues),
+                    len(traffic.done),
+                    len(traffic.queues),
                 )
             else:
-                exchange.queues[name] = exchange.queues[name][1:]
-                self._send_next(exchange, name)
+                traffic.queues[name] = traffic.queues[name][1:]
+                self._send_next(traffic, name)
 
     def _resend(
         self,
-        exchange: _Exchange,
+        traffic: Traffic,
         name: str,
         answer: Answer,
         requeue: Callable[[Letter, tuple[int, ...]], list[Letter]],
     ) -> None:
-        count = exchange.lacks[name] = exchange.lacks.get(name, 0) + 1
-        exchange.queues[name] = requeue(exchange.queues[name][-1], answer.lacks)
-        if count > MOST_LACKS:
-            self._fail(exchange, name, "it lost what it was sent, again and again")
+        traffic.lacks[name] += 1
+        traffic.queues[name] = requeue(traffic.queues[name][-1], answer.lacks)
+        if traffic.lacks[name] > MOST_LACKS:
+            self._fail(traffic, name, "it lost what it was sent, again and again")
         else:
-            self._send_next(exchange, name)
+            self._send_next(traffic, name)
 
-    def _take_census(self, exchange: _Exchange, now: float) -> None:
+    def _use(self, traffic: Traffic, answer: Answer, take: Callable[[Answer], None]) -> None:
+        """Hand on an answer; raises Failed where it is of no use, which is final in the end."""
+        try:
+            take(answer)
+        except ValueError as error:
+            name = answer.letter.member.name
+            traffic.useless[name] += 1
+            final = traffic.useless[name] > MOST_USELESS
+            raise Failed(USELESS if final else "", str(error)) from None
+
+    def _take_census(self, traffic: Traffic, now: float) -> None:
         """Give up letters to nodes that have left; ask clients again that failed, or are back."""
         back = self._roster.welcome_back()
         online = self._roster.online()
-        for under_way in exchange.open.values():
-            name = under_way.letter.member.name
-            if under_way.waited and (name in back or self._roster.node_of(name) not in online):
+        for name in {
+            *self._overdue.drop(back),
+            *self._overdue.left(online),
+        } & traffic.queues.keys():
+            self._fail(traffic, name, "its node left")
+        for sent in traffic.open.values():
+            name = sent.name
+            if sent.waited and (name in back or self._roster.node_of(name) not in online):
                 # An answer that still comes is taken.
-                under_way.waited = False
-                self._fail(exchange, name, "its node left")
-        for name in list(exchange.failed):
-            again = now > exchange.again.get(name, now) and self._roster.node_of(name) in online
+                sent.waited = False
+                self._fail(traffic, name, "its node left")
+        for name in list(traffic.failed):
+            again = now > traffic.again.get(name, now) and self._roster.node_of(name) in online
             if name in back or again:
-                self._send_next(exchange, name)
+                self._send_next(traffic, name)
 
-    def _fail(self, exchange: _Exchange, name: str, why: str, code: str = "") -> None:
-        exchange.failed[name] = why
+    def _fail(self, traffic: Traffic, name: str, why: str, code: str = "") -> None:
+        traffic.failed[name] = why
         if code == STRANGER:
             self._roster.ask_again(name)
         if code not in FINAL:
-            pause = exchange.pauses.get(name, AGAIN)
-            exchange.pauses[name] = min(2 * pause, LONGEST)
-            exchange.again[name] = time.monotonic() + pause
+            pause = traffic.pauses.get(name, AGAIN)
+            traffic.pauses[name] = min(2 * pause, LONGEST)
+            traffic.again[name] = time.monotonic() + pause
         log.warning("fedspa: %r: %s", name, why)
 
-    def _why(self, exchange: _Exchange, name: str) -> str:
-        return exchange.failed.get(name, f"no answer within {self._network.deadline:g} s")
+    def _why(self, traffic: Traffic, name: str) -> str:
+        return traffic.failed.get(name, f"no answer within {self._network.deadline:g} s")
 
-    def _too_few(self, exchange: _Exchange) -> str:
-        missing = [name for name in exchange.queues if name not in exchange.done]
-        why = "; ".join(f"{name!r}: {self._why(exchange, name)}" for name in missing)
+    def _too_few(self, traffic: Traffic) -> str:
+        missing = [name for name in traffic.queues if name not in traffic.done]
+        why = "; ".join(f"{name!r}: {self._why(traffic, name)}" for name in missing)
         return (
-            f"{len(exchange.done)} of {len(exchange.queues)} clients answered, and min-clients is "
+            f"{len(traffic.done)} of {len(traffic.queues)} clients answered, and min-clients is "
             f"{self._network.min_clients} for every block ({why}); mend these clients and start "
             f"the run again, which goes on after the last finished block"
         )
-
-
-def _read(reply: Message | None, letter: Letter, nonce: str) -> Answer:
-    """A client's answer; raises ValueError where it has failed, in the server's own words."""
-    record, frames = read_letter(reply)
-    if record.get("nonce") != nonce:
-        raise ValueError("it answered another task than it was asked")
-    code = record.get("code")
-    if code not in (DONE, LACKS):
-        raise _Failed(str(code))
-    lacks = _numbers(record.get("lacks"))
-    known = len(set(lacks)) == len(lacks) and set(lacks) <= set(letter.task.holds)
-    if (code == LACKS) != bool(lacks) or not known:
-        raise ValueError("it lacks blocks that it was not to have")
-    return Answer(letter, nonce, lacks, frames)
-
-
-def _numbers(values: Any) -> tuple[int, ...]:
-    if not isinstance(values, list) or not all(type(value) is int for value in values):
-        raise ValueError("it answered something else than a list of blocks")
-    return tuple(values)

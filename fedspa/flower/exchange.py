@@ -7,16 +7,19 @@ message whatever the number of clients; then they are checked and added block by
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from torch import nn
 
 from fedspa.flower import agreed_blocks, record
+from fedspa.flower.answers import Answer
 from fedspa.flower.arrivals import Arrivals
 from fedspa.flower.assignments import Letter, letters, versions_for
-from fedspa.flower.checks import Checks, frame_limit, frame_size
+from fedspa.flower.checks import Checks, frame_size
 from fedspa.flower.client_work import AGREED
-from fedspa.flower.courier import Answer, Courier
+from fedspa.flower.courier import Courier
+from fedspa.flower.intake import Intake
 from fedspa.flower.letters import FINISH, WORK
 from fedspa.flower.roster import Roster
 from fedspa.flower.run_config import Network
@@ -89,16 +92,16 @@ class Exchange:
         ]
         with run.clock.stage("check"):
             for member in arrived if run.settings.aggregation == "statistics" else ():
-                checks.compare(member, *self._frame(member, index))
+                checks.compare(member, *self._frame(member.name, index))
         added = 0
         for member in arrived:
             try:
                 with run.clock.stage("check"):
-                    message = checks.checked(member, *self._frame(member, index))
+                    message = checks.checked(member, *self._frame(member.name, index))
                 if isinstance(message, StatisticsMessage):
                     add(message)
             except ValueError as error:
-                self._leave_out(member, index, error)
+                self._leave_out(member.name, index, str(error))
             else:
                 # Sums of weights are of no use once adding to them has failed: nothing is left out.
                 if isinstance(message, BlockMessage):
@@ -123,13 +126,13 @@ class Exchange:
             if member.name not in left_out:
                 try:
                     with run.clock.stage("check"):
-                        checks.definite(member, *self._frame(member, index))
+                        checks.definite(member, *self._frame(member.name, index))
                 except ValueError as error:
-                    self._leave_out(member, index, error)
+                    self._leave_out(member.name, index, str(error))
         return len(left_out) > before
 
-    def _leave_out(self, member: Member, index: int, error: ValueError) -> None:
-        why = self._left_out[index][member.name] = f"{error!s:.{LONGEST_REASON}}"
+    def _leave_out(self, name: str, index: int, why: str) -> None:
+        why = self._left_out[index][name] = why[:LONGEST_REASON]
         log.warning("fedspa: left out: %s", why)
 
     def agreed(self, run: Run, message: BlockMessage) -> dict[str, str]:
@@ -169,14 +172,15 @@ class Exchange:
             holds = {block: run.agreed[block] for block in sorted(ever) if block in run.agreed}
             if not self._roster.wants_result(member.name):
                 holds = {}
-            queues[member.name] = self._letters(member, self._task(member, holds), FINISH)
+            task = replace(self._task(member, holds), copies=self._roster.wants_result(member.name))
+            queues[member.name] = self._letters(member, task, FINISH)
         with run.clock.stage("wait"):
             deadline = self._network.deadline
             waited = {
                 name: deadline if self._roster.wants_result(name) else min(FAREWELL, deadline)
                 for name in queues.keys() - self._silent
             }
-            failed = self._exchange(queues, lambda done: True, lambda answer: None, waited)
+            failed = self._exchange(queues, lambda: True, lambda answer: None, waited)
         for name, why in failed.items():
             if self._roster.wants_result(name):
                 log.warning("fedspa: %r did not get the end of the run: %s", name, why)
@@ -195,34 +199,26 @@ class Exchange:
                 holds = versions_for(run, member, round_index, blocks, together)
                 task = self._task(member, holds, blocks, together, counts)
                 queues[member.name] = self._letters(member, task, WORK)
-        limits = {b: frame_limit(run, b) for b in blocks}
         least = self._network.min_clients
-
-        def enough(done: Set[str]) -> bool:
-            return all(len(done & names) >= min(least, len(names)) for names in asked.values())
-
-        def take(answer: Answer) -> None:
-            member = answer.letter.member
-            if answer.letter.last:
-                member.wire_up += sum(map(len, answer.frames.values()))
-                mine = drawing[member.name]
-                self._arrivals.store(member.name, answer.nonce, answer.frames, mine, limits)
-
+        intake = Intake(run, round_index, drawing, self._arrivals, self._frame, least)
         # Who was silent is asked, and not waited for again where the others are enough.
         waited = dict.fromkeys(queues.keys() - self._silent, self._network.deadline)
-        self._silent = self._exchange(queues, enough, take, waited)
+        silent = self._exchange(queues, intake.enough, intake.take, waited)
+        self._silent = {n: why for n, why in self._silent.items() if n not in queues} | silent
         self._asked = round_index, blocks
-        for b, names in asked.items():
-            self._left_out[b] = {
-                name: self._silent.get(name, "it sent no frame of this block")
-                for name in drawing
-                if name in names and not self._arrivals.has(name, b)
-            }
+        self._left_out = {b: {} for b in blocks}
+        for b, names in intake.left_out(silent).items():
+            for name, why in names.items():
+                # Who is silent was told of as it happened.
+                if name in silent:
+                    self._left_out[b][name] = why
+                else:
+                    self._leave_out(name, b, why)
 
     def _exchange(
         self,
         queues: Mapping[str, list[Letter]],
-        enough: Callable[[Set[str]], bool],
+        enough: Callable[[], bool],
         take: Callable[[Answer], None],
         waited: Mapping[str, float],
     ) -> dict[str, str]:
@@ -275,7 +271,7 @@ class Exchange:
         if not self._run_id:
             self._run_id = record.opened(self._folder, self._roster.introductions)
 
-    def _frame(self, member: Member, index: int) -> tuple[bytes, Envelope]:
+    def _frame(self, name: str, index: int) -> tuple[bytes, Envelope]:
         """What a client sent of a block, and what it must say of itself."""
-        frame, nonce = self._arrivals.read(member.name, index)
+        frame, nonce = self._arrivals.read(name, index)
         return frame, Envelope(self._model, self._run_id, nonce)

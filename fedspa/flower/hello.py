@@ -44,7 +44,7 @@ def introduce(node: Node, network: Network, settings: Settings, servers: str) ->
         blocks.close()
     node.work.mkdir(parents=True, exist_ok=True)
     _check_room(node, source, settings, client.tokens.numel())
-    remove_old_runs(node)
+    remove_old_runs(node.work)
     digest = order_key(client)
     windows.write(node.work, client.tokens, digest, model)
     return {

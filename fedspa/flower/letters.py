@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Mapping
 from typing import Any
 
-import httpx
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
-from flwr.serverapp import Grid
 
 from fedspa.wire.header import shown
-
-log = logging.getLogger("flwr")
 
 # Types of messages, which the client's app has a function for each.
 HELLO, WORK, FINISH = "query.hello", "train.work", "train.finish"
@@ -30,23 +25,6 @@ def write_letter(record: Mapping[str, Any], frames: Mapping[str, bytes]) -> Reco
     }
     text = json.dumps(record, allow_nan=False)
     return RecordDict({TEXT: ConfigRecord({"json": text}), FRAMES: ArrayRecord(arrays)})
-
-
-def pull(grid: Grid, message_id: str) -> list[Message | None]:
-    """What has come for a message: nothing yet, or its answer, None where that cannot be read.
-
-    message_id: "" where nothing is on its way. Raises httpx.HTTPError where the network fails.
-    """
-    if not message_id:
-        return []
-    try:
-        return list(grid.pull_messages([message_id]))
-    except httpx.HTTPError:
-        raise
-    except Exception as error:
-        # Flower builds an answer from what a client sent, and checks little of it.
-        log.warning("fedspa: an answer could not be read (%s)", type(error).__name__)
-        return [None]
 
 
 def read_letter(message: Message | None) -> tuple[dict[str, Any], dict[str, bytes]]:

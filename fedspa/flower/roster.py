@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from flwr.app import Message
@@ -14,7 +14,8 @@ from flwr.serverapp import Grid
 
 from fedspa.data import Client
 from fedspa.flower.introductions import Introduction, not_the_same, read_introduction
-from fedspa.flower.letters import HELLO, pull, read_letter, write_letter
+from fedspa.flower.letters import HELLO, read_letter, write_letter
+from fedspa.flower.mailbox import Mailbox
 from fedspa.flower.run_config import Network
 from fedspa.flower.tasks import DONE, REASONS
 from fedspa.members import Member
@@ -40,6 +41,7 @@ class Roster:
     def __init__(
         self,
         grid: Grid,
+        mailbox: Mailbox,
         network: Network,
         settings: Settings,
         model: str,
@@ -54,6 +56,7 @@ class Roster:
         self._introduced = {found.name: found for found in known}
         self._resumed = bool(known)
         self._grid = grid
+        self._mailbox = mailbox
         self._network = network
         self._settings = settings
         self._letter = {"nonce": HELLO, "model": model, "run": run}
@@ -122,7 +125,8 @@ class Roster:
             if known is None or why:
                 log.warning("fedspa: %r takes no part: %s", found.name, why or "it joined too late")
                 continue
-            self._introduced[found.name] = found
+            # What it said when it joined holds: the run was planned with it.
+            self._introduced[found.name] = replace(known, node=found.node)
             back.add(found.name)
             log.info("fedspa: %r is back", found.name)
         return back
@@ -138,10 +142,8 @@ class Roster:
     def _look(self) -> list[Introduction]:
         """Ask new nodes who they are, and return those that have answered since the last look."""
         connected, now = self.online(), time.monotonic()
-        for node in list(self._greeted):
-            # What was on its way to a node that left is asked again when it is back.
-            if self._greeted[node].message_id and node not in connected:
-                del self._greeted[node]
+        # A node that left is asked again when it is back: its client may have been started anew.
+        self._greeted = {node: one for node, one in self._greeted.items() if node in connected}
         for node in connected:
             if node not in self._greeted or now > self._greeted[node].again:
                 content = write_letter(self._letter, {})
@@ -152,7 +154,7 @@ class Roster:
                     self._greeted[node] = _Greeting(message_id)
         found = []
         for node, greeting in self._greeted.items():
-            for reply in pull(self._grid, greeting.message_id):
+            for reply in self._mailbox.look(greeting.message_id):
                 greeting.message_id = ""
                 introduction = self._read(node, reply)
                 if introduction is not None:
@@ -181,7 +183,8 @@ class Roster:
     def _introduce(self, found: Introduction) -> None:
         online = self.online()
         for name, other in list(self._introduced.items()):
-            if other.node not in online or not not_the_same(other, found):
+            again = other.node == found.node or other.node not in online
+            if again or not not_the_same(other, found):
                 # Started again: for a minute the network also shows the node that it was.
                 if found.name == other.name or found.partition == other.partition:
                     del self._introduced[name]

@@ -11,6 +11,7 @@ from rich.console import Console
 from fedspa.flower import record
 from fedspa.flower.courier import Courier
 from fedspa.flower.exchange import Exchange
+from fedspa.flower.mailbox import Mailbox
 from fedspa.flower.roster import Roster
 from fedspa.flower.run_config import Network, read_run_config
 from fedspa.flower.site import open_checkpoint
@@ -57,9 +58,10 @@ def serve(grid: Grid, settings: Settings, network: Network) -> Report:
     model = model_digest(source)
     state = folders_of(network.out).state
     run, known = ("", []) if network.restart else record.interrupted(state)
-    roster = Roster(grid, network, settings, model, run, known)
+    mailbox = Mailbox(grid)
+    roster = Roster(grid, mailbox, network, settings, model, run, known)
     roster.join()
-    courier = Courier(grid, roster, network)
+    courier = Courier(grid, mailbox, roster, network)
     exchange = Exchange(roster, courier, network, model)
     around = Surroundings(device=network.device, dtype=network.dtype, restart=network.restart)
     return federate_streamed(source, [], settings, network.out, around, alone(), remote=exchange)

@@ -182,11 +182,14 @@ def run_folder(node: Node, run_id: str) -> Path:
     return node.work / f"run-{run_id[:16]}"
 
 
-def remove_old_runs(node: Node) -> None:
-    """Remove what runs that broke off have left, once it is old."""
-    for folder in node.work.glob("run-*"):
-        if time.time() - folder.stat().st_mtime > OLD * 86_400:
-            shutil.rmtree(folder, ignore_errors=True)
+def remove_old_runs(work: Path) -> None:
+    """Remove what runs that broke off have left, windows too, once it is old."""
+    for path in [*work.glob("run-*"), *work.glob(f"{windows.WINDOWS}-*")]:
+        if time.time() - path.stat().st_mtime > OLD * 86_400:
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -18,7 +18,8 @@ REASONS = {
     "failed": "it failed, and its own log says how",
 }
 # Asking again within an exchange would bring the same.
-FINAL = ("refused", "other model")
+USELESS = "useless"
+FINAL = ("refused", "other model", USELESS)
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Task:
     asked:    for each of these blocks that it drew, how many clients are asked
     holds:    the round of the agreed version of each block that it needs
     seconds:  that it has
+    copies:   whether the client writes its own copy of the result, at the end
     """
 
     nonce: str
@@ -49,6 +51,7 @@ class Task:
     asked: dict[int, int]
     holds: dict[int, int]
     seconds: float
+    copies: bool = False
 
     def to_record(self) -> dict[str, Any]:
         """As plain values."""

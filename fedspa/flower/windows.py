@@ -6,11 +6,13 @@ import os
 import secrets
 from pathlib import Path
 
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
-WORD = "word"
+from fedspa.streaming.disk import write_whole
+
+WORD, WINDOWS = "word", "windows"
 
 
 class Stranger(ValueError):
@@ -22,18 +24,27 @@ def write(work: Path, tokens: Tensor, digest: str, model: str) -> None:
 
     tokens: (samples, length) int64. Several runs may have windows of their own.
     """
-    partial = _path(work, digest).with_suffix(f".{os.getpid()}.partial")
-    save_file({"tokens": tokens.contiguous()}, partial, metadata={"model": model})
+    content = save({"tokens": tokens.contiguous()}, metadata={"model": model})
+    # Of a name of its own: a process that was given up may still be writing the same.
+    partial = _path(work, digest).with_suffix(f".{os.getpid()}")
+    write_whole(partial, content)
     partial.rename(_path(work, digest))
 
 
 def read(work: Path, digest: str) -> tuple[Tensor, str]:
-    """Windows, and the digest of their model; raises Stranger where they are gone."""
+    """Windows, and the digest of their model; raises Stranger where they are gone or damaged."""
     path = _path(work, digest)
-    if not path.is_file():
-        raise Stranger(f"{path} is gone, which held this client's windows; it has to join again")
-    with safe_open(path, framework="pt") as file:
-        return file.get_tensor("tokens"), file.metadata()["model"]
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = file.get_tensor("tokens"), file.metadata()["model"]
+    except (FileNotFoundError, SafetensorError) as error:
+        raise Stranger(
+            f"{path} cannot be read, which held this client's windows ({error}); it has to join "
+            f"again"
+        ) from None
+    # Old ones are removed, and these are in use.
+    path.touch()
+    return found
 
 
 def remove(work: Path, digest: str) -> None:
@@ -53,4 +64,4 @@ def secret_word(work: Path) -> str:
 
 
 def _path(work: Path, digest: str) -> Path:
-    return work / f"windows-{digest[:16]}.safetensors"
+    return work / f"{WINDOWS}-{digest[:16]}.safetensors"

@@ -17,7 +17,7 @@ from fedspa.wire.judged_sums import (
     mean_squares,
     square_limits,
 )
-from fedspa.wire.judged_weights import judge_weights
+from fedspa.wire.judged_weights import judge_finite, judge_weights
 from fedspa.wire.sums import decode_statistics, encode_statistics
 from fedspa.wire.weights import decode_weights, encode_weights
 
@@ -28,6 +28,7 @@ __all__ = [
     "decode",
     "encode",
     "judge_definite",
+    "judge_finite",
     "judge_mean_squares",
     "judge_statistics",
     "judge_weights",

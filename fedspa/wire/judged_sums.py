@@ -29,17 +29,13 @@ ENOUGH = 3
 
 
 @torch.no_grad()
-def judge_statistics(
-    message: StatisticsMessage, kind: str, limits: Mapping[tuple[str, ...], float] | None
-) -> None:
+def judge_statistics(message: StatisticsMessage, kind: str) -> None:
     """Refuse statistics that are no sums over tokens, of floats or in fixed point.
 
     kind: of the statistic, one of `pruners.SUMS`.
-    limits: from `square_limits`, or None: the others' are not known yet.
     Raises ValueError naming the sender, the block and the layers where no token was counted, where
-    numbers are NaN, infinite or leave no room to add others, where squares are negative, where an
-    entry of a hessian is larger than the root of its two squares allows (Cauchy and Schwarz), or
-    where the mean square is above its limit.
+    numbers are NaN, infinite or leave no room to add others, where squares are negative, or where
+    an entry of a hessian is larger than the root of its two squares allows (Cauchy and Schwarz).
     """
     for statistic in message.statistics:
         where = _where(message, statistic)
@@ -59,8 +55,6 @@ def judge_statistics(
             raise ValueError(f"{where}: a sum of squares is {least:.3g}, and none is negative")
         if kind == "hessian":
             _judge_products(statistic, where)
-    if limits is not None:
-        judge_mean_squares(message, mean_squares(message, kind), limits)
 
 
 def judge_mean_squares(
@@ -162,7 +156,9 @@ def judge_definite(message: StatisticsMessage, damping: float) -> None:
         if statistic.values.dtype == torch.bfloat16:
             raise_rounded_(matrix)
         diagonal = matrix.diagonal()
-        mean = diagonal.sum(dtype=torch.float64) / diagonal.count_nonzero().clamp(min=1)
+        # The pruner divides by the columns that were reached, of which the sum may have more: with
+        # all columns, what passes here has a sum that passes too.
+        mean = diagonal.sum(dtype=torch.float64) / len(diagonal)
         # What is 0 was never reached, and has no part in the factor.
         diagonal.add_(damping * float(mean)).masked_fill_(diagonal == 0, 1.0)
         if int(torch.linalg.cholesky_ex(matrix).info):

@@ -61,6 +61,14 @@ def judge_weights(
             _judge_rows(layer, dense[name], norm_bound, where)
 
 
+def judge_finite(message: BlockMessage) -> None:
+    """Raise ValueError where a weight is NaN or infinite; masks alone pass."""
+    for name, layer in message.layers.items():
+        if layer.values is not None and not math.isfinite(_squares(layer.values)):
+            where = f"{message.sender!r}, block {message.block}, layer {name}"
+            raise ValueError(f"{where}: weights are NaN or infinite")
+
+
 def _judge_count(layer: LayerMessage, target: Target, support: Tensor | None, where: str) -> None:
     rows, cols = layer.shape
     size = rows * cols

@@ -3,7 +3,10 @@
 from dataclasses import replace
 
 import torch
+from flwr.app import Message
 
+from fedspa.flower import client_work
+from fedspa.flower.letters import WORK, read_letter, write_letter
 from fedspa.messages import BlockMessage, pack_layer
 from fedspa.wire import encode
 
@@ -70,3 +73,29 @@ KINDS = {
     "nothing": lambda m, e: b"",
     "far too much": lambda m, e: encode(m, e) + bytes(2**22),
 }
+
+
+def one_hostile(monkeypatch, change, blocks=None):
+    """Let client c1 encode its messages otherwise: of every block, or of some."""
+
+    def hostile(message, envelope):
+        if message.sender != "c1" or blocks is not None and message.block not in blocks:
+            return encode(message, envelope)
+        return change(message, envelope)
+
+    monkeypatch.setattr(client_work, "encode", hostile)
+    SENT.clear()
+
+
+def changed(reply, record=None, frames=None):
+    """An answer with other fields in its record, or with other frames."""
+    found, sent = read_letter(reply)
+    content = write_letter(found | (record or {}), sent if frames is None else frames)
+    other = Message.__new__(Message)
+    other.__dict__.update(reply.__dict__ | {"_content": content})
+    return other
+
+
+def of_c1(change):
+    """Let what client c1 answers to a task be something else."""
+    return lambda name, kind, reply: change(reply) if (name, kind) == ("c1", WORK) else reply

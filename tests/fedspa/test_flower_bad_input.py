@@ -4,9 +4,9 @@ import re
 
 import pytest
 from flwr.app import Context, RecordDict
+from hostile_clients import changed
 from nearby_grid import NearbyGrid, make_federation, serve
 from small_models import make_model
-from test_flower_faults import changed
 
 from fedspa.flower import server_app
 from fedspa.flower.letters import HELLO
@@ -128,8 +128,6 @@ def test_an_introduction_is_not_believed(tmp_path, change):
 
 
 def test_a_clients_name_is_printed_as_it_is(tmp_path, capsys):
-    from test_flower_faults import changed
-
     nodes, config = make_federation(tmp_path, sparsity=0.5, layers=1, min_clients=2)
 
     def rename(name, kind, reply):

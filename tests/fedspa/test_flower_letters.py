@@ -4,7 +4,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedspa.flower.letters import FRAMES, LONGEST_TEXT, TEXT, pull, read_letter, write_letter
+from fedspa.flower.letters import FRAMES, LONGEST_TEXT, TEXT, read_letter, write_letter
 
 
 @pytest.fixture(autouse=True)
@@ -59,12 +59,3 @@ def test_an_error_is_told_without_its_text():
     with pytest.raises(ValueError, match="crashed or could not be reached") as refused:
         read_letter(Message(Error(2, "a secret"), reply_to=first))
     assert "secret" not in str(refused.value)
-
-
-def test_what_flower_cannot_build_is_an_answer_that_cannot_be_read():
-    class Broken:
-        def pull_messages(self, message_ids):
-            raise RecursionError("a secret")
-
-    assert pull(Broken(), "m") == [None]
-    assert pull(Broken(), "") == []

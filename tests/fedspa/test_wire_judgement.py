@@ -20,6 +20,8 @@ from fedspa.wire import (
     Expected,
     decode,
     encode,
+    judge_definite,
+    judge_finite,
     judge_mean_squares,
     judge_statistics,
     judge_weights,
@@ -142,7 +144,7 @@ def judged_statistics(settings, clients, name="llama"):
         place = (message.sender, message.round, message.block, message.samples)
         of = getattr(torch, settings.statistics_dtype)
         got = decode(encode(message, ENVELOPE), Expected(ENVELOPE, *place, shapes, kind, of))
-        judge_statistics(got, kind, None)
+        judge_statistics(got, kind)
         found.append(got)
 
     federate(model, clients, settings, observe=receive)
@@ -151,7 +153,8 @@ def judged_statistics(settings, clients, name="llama"):
         together = [message for message in found if message.block == index]
         squares = [mean_squares(message, kind) for message in together]
         for message in together:
-            judge_statistics(message, kind, square_limits(squares, BOUND))
+            own = mean_squares(message, kind)
+            judge_mean_squares(message, own, square_limits(squares, BOUND))
 
 
 @pytest.mark.parametrize("name", ["llama", "opt", "gpt2"])
@@ -196,9 +199,9 @@ def test_hessians_of_any_width_and_scale_pass(dtype, cols):
     scales[::5] = 0
     for tokens in (1, 2, 50):
         inputs = torch.randn(tokens, 1, generator=draw) * scales
-        judge_statistics(hessian(inputs, dtype), "hessian", None)
+        judge_statistics(hessian(inputs, dtype), "hessian")
         inputs = torch.randn(tokens, cols, generator=draw) * scales
-        judge_statistics(hessian(inputs, dtype), "hessian", None)
+        judge_statistics(hessian(inputs, dtype), "hessian")
 
 
 def test_products_that_float32_cannot_square_pass():
@@ -206,14 +209,14 @@ def test_products_that_float32_cannot_square_pass():
     inputs = torch.tensor([[1e-25, 1e3, 1.0]]).repeat(5, 1)
     message = hessian(inputs, torch.float32)
     assert float(triangle_diagonal(message.statistics[0].values, 3)[0]) == 0
-    judge_statistics(message, "hessian", None)
+    judge_statistics(message, "hessian")
 
 
 @pytest.mark.parametrize("dtype", NUMBERS)
 def test_a_pruners_own_sums_may_be_negative(dtype):
     message = sums(dtype, "sums")
     statistic = replace(message.statistics[0], values=-message.statistics[0].values)
-    judge_statistics(replace(message, statistics=(statistic,)), "sums", None)
+    judge_statistics(replace(message, statistics=(statistic,)), "sums")
 
 
 # Weights that no client can have.
@@ -386,14 +389,14 @@ def with_numbers(message, change):
 def test_statistics_that_are_not_finite_are_refused(kind, dtype, value):
     for place in (0, 5, 12):
         message = with_numbers(sums(dtype, kind), lambda v, at=place: v.__setitem__(at, value))
-        refused("layer q and k and v: .*NaN, infinite", judge_statistics, message, kind, None)
+        refused("layer q and k and v: .*NaN, infinite", judge_statistics, message, kind)
 
 
 @pytest.mark.parametrize("kind", ["hessian", "squares", "sums"])
 @pytest.mark.parametrize("value", [int(ROOM), -int(ROOM), -(2**63), 2**63 - 1])
 def test_fixed_point_that_leaves_no_room_is_refused(kind, value):
     message = with_numbers(sums(torch.int64, kind), lambda v: v.__setitem__(3, value))
-    refused("too large to be added", judge_statistics, message, kind, None)
+    refused("too large to be added", judge_statistics, message, kind)
 
 
 @pytest.mark.parametrize("dtype", NUMBERS)
@@ -407,7 +410,7 @@ def test_negative_squares_are_refused(dtype, kind):
         places = triangle_diagonal(numbers, 13).tolist()
     for place in places:
         message = with_numbers(whole, lambda v, at=place: v.__setitem__(at, -v[at]))
-        refused("a sum of squares is -", judge_statistics, message, kind, None)
+        refused("a sum of squares is -", judge_statistics, message, kind)
 
 
 @pytest.mark.parametrize("dtype", NUMBERS)
@@ -417,7 +420,7 @@ def test_products_larger_than_their_squares_allow_are_refused(dtype, cols):
     draw = torch.Generator().manual_seed(cols)
     inputs = torch.randn(50, cols, generator=draw) * (1 + torch.rand(cols, generator=draw))
     good = hessian(inputs, dtype)
-    judge_statistics(good, "hessian", None)
+    judge_statistics(good, "hessian")
     values = good.statistics[0].values
     roots = triangle_diagonal(values, cols).double().sqrt()
     rows, columns = torch.ones(cols, cols).tril(-1).nonzero(as_tuple=True)
@@ -431,13 +434,13 @@ def test_products_larger_than_their_squares_allow_are_refused(dtype, cols):
             number = sign * share * float(roots[i] * roots[j])
             number = round(number) if dtype == torch.int64 else number
             message = with_numbers(good, lambda v, at=at, to=number: v.__setitem__(at, to))
-            refused("no sum of products", judge_statistics, message, "hessian", None)
+            refused("no sum of products", judge_statistics, message, "hessian")
 
 
 def test_statistics_of_no_token_are_refused():
     first, *rest = sums().statistics
     message = replace(sums(), statistics=(replace(first, tokens=0), *rest))
-    refused("count 0 tokens", judge_statistics, message, "hessian", None)
+    refused("count 0 tokens", judge_statistics, message, "hessian")
 
 
 @pytest.mark.parametrize("dtype", NUMBERS)
@@ -474,12 +477,35 @@ def test_squares_far_above_those_of_the_others_are_refused(kind):
     honest = [mean_squares(sums(kind=kind, seed=seed), kind) for seed in range(3)]
     limits = square_limits(honest, 3.0)
     for seed in range(3):
-        judge_statistics(sums(kind=kind, seed=seed), kind, limits)
+        message = sums(kind=kind, seed=seed)
+        judge_mean_squares(message, mean_squares(message, kind), limits)
     large = with_numbers(sums(kind=kind, seed=1), lambda v: v.mul_(12))
-    refused("mean square of its inputs is .* at most", judge_statistics, large, kind, limits)
     judge_mean_squares(large, mean_squares(large, kind), square_limits(honest, 6.0))
-    refused("mean square", judge_mean_squares, large, mean_squares(large, kind), limits)
+    why = "mean square of its inputs is .* at most"
+    refused(why, judge_mean_squares, large, mean_squares(large, kind), limits)
+
+
+def test_two_columns_do_not_hide_what_the_sum_of_all_would_show():
+    # Their squares allow the product, and their own mean would damp it away; that of the 32 columns
+    # of the sum, which all others' are in, does not.
+    message = hessian(torch.eye(32), torch.float32)
+    (statistic,) = message.statistics
+    matrix = torch.zeros(32, 32)
+    matrix[:2, :2] = torch.tensor([[1.0, -1 - 2.0**-10], [-1 - 2.0**-10, 1.0]])
+    two = replace(message, statistics=(replace(statistic, values=pack_triangle(matrix)),))
+    judge_statistics(two, "hessian")
+    refused("not positive definite after damping 0.01", judge_definite, two, 0.01)
+    judge_definite(message, 0.01)
+    judge_definite(hessian(torch.eye(32)[:1], torch.float32), 0.01)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_no_numbers_are_found_in_the_frame_alone(number):
+    message = with_values(torch.tensor([1.0, number]))
+    refused("layer down: weights are NaN or infinite", judge_finite, message)
+    judge_finite(with_values(torch.tensor([1.0, 2.0])))
 
 
 def test_layers_that_nobody_else_sent_have_no_limit():
-    judge_statistics(sums(), "hessian", {("other",): 0.0})
+    message = sums()
+    judge_mean_squares(message, mean_squares(message, "hessian"), {("other",): 0.0})

@@ -1,4 +1,4 @@
-"""Certificates and node keys, made as a user makes them: openssl and ssh-keygen."""
+"""Certificates, made as a user makes them, by openssl."""
 
 import shlex
 import subprocess
@@ -13,8 +13,6 @@ AUTHORITY = """openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -no
 SERVER = """openssl req -x509 -CA ca.pem -CAkey ca.key -newkey ec -pkeyopt ec_paramgen_curve:P-256
  -nodes -days 365 -subj "/CN=superlink" -addext "basicConstraints=critical,CA:FALSE"
  -addext "subjectAltName=DNS:localhost,IP:127.0.0.1" -keyout server.key -out server.pem"""
-# And every node's operator, in a folder of its own.
-NODE_KEY = 'ssh-keygen -q -t ecdsa -b 384 -N "" -f node.key'
 
 
 @dataclass(frozen=True)
@@ -45,13 +43,6 @@ def expired(certificates: Certificates) -> Certificates:
         folder,
     )
     return replace(certificates, server=folder / "old.pem")
-
-
-def make_node_key(folder: Path) -> Path:
-    """A node's private key, in a new folder; its public key is beside it, with .pub appended."""
-    folder.mkdir(parents=True)
-    _execute(NODE_KEY, folder)
-    return folder / "node.key"
 
 
 def _execute(command: str, folder: Path) -> None:

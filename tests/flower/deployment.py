@@ -14,7 +14,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from certificates import Certificates
 from command_line import CommandLine, as_config
 from ports import free_ports
 from processes import tail, wait_for
@@ -27,8 +26,6 @@ class Deployment(CommandLine):
 
     folder:        of this deployment alone
     nodes:         the --node-config of each SuperNode to start with
-    certificates:  speak TLS with these; None: --insecure
-    keys:          a SuperNode must have a registered key (needs certificates)
     database:      the SuperLink keeps its state in a file, and has it again after a restart
     modules, environment:  see Parties
     """
@@ -38,23 +35,19 @@ class Deployment(CommandLine):
         folder: Path,
         nodes: Sequence[Mapping[str, Any]] = (),
         *,
-        certificates: Certificates | None = None,
-        keys: bool = False,
         database: bool = False,
         modules: Sequence[Path] = (),
         environment: Mapping[str, str] | None = None,
     ):
         super().__init__(folder, modules, environment)
         self.nodes = nodes
-        self.certificates = certificates
-        self.keys = keys
         self.database = database
         self.claims = ExitStack()
 
     def __enter__(self) -> Self:
         self.port, *self.node_ports = self.claims.enter_context(free_ports(1 + MOST_NODES))
         try:
-            self.trust()
+            self.connect(f"127.0.0.1:{self.port}", "insecure = true")
             self.start_superlink()
             for index, config in enumerate(self.nodes):
                 self.start_node(index, config)
@@ -79,15 +72,7 @@ class Deployment(CommandLine):
     def start_superlink(self) -> None:
         """Start it, or start it again, and wait until it answers."""
         command = ["flower-superlink", "--host", "127.0.0.1", "--port", str(self.port)]
-        command += ["--disable-runtime-dependency-installation"]
-        if self.certificates is None:
-            command += ["--insecure"]
-        else:
-            command += ["--ssl-ca-certfile", str(self.certificates.authority)]
-            command += ["--ssl-certfile", str(self.certificates.server)]
-            command += ["--ssl-keyfile", str(self.certificates.server_key)]
-        if self.keys:
-            command += ["--enable-supernode-auth"]
+        command += ["--insecure", "--disable-runtime-dependency-installation"]
         if self.database:
             command += ["--database", str(self.folder / "superlink" / "state.db")]
         before = self.text("superlink").count("Uvicorn running")
@@ -101,36 +86,13 @@ class Deployment(CommandLine):
         wait_for(answers, f"a SuperLink on port {self.port}", 60)
 
     def start_node(
-        self,
-        index: int,
-        config: Mapping[str, Any],
-        *,
-        key: Path | None = None,
-        authority: Path | None = None,
-        port: int | None = None,
-        options: Sequence[str] = (),
+        self, index: int, config: Mapping[str, Any], *, port: int | None = None
     ) -> subprocess.Popen[bytes]:
         """Start the SuperNode "node-{index}", or start it again; does not wait for it.
 
-        key:        its private key
-        authority:  the certificate that it trusts, in place of the deployment's
-        port:       where it looks for the SuperLink, in place of the SuperLink's: a proxy's
+        port: where it looks for the SuperLink, in place of the SuperLink's: a proxy's
         """
         command = ["flower-supernode", "--superlink", f"127.0.0.1:{port or self.port}"]
         command += ["--host", "127.0.0.1", "--port", str(self.node_ports[index])]
-        command += ["--node-config", as_config(config)]
-        authority = authority or (self.certificates.authority if self.certificates else None)
-        command += ["--root-certificates", str(authority)] if authority else ["--insecure"]
-        if key is not None:
-            command += ["--auth-supernode-private-key", str(key)]
-        return self.start(f"node-{index}", [*command, *options])
-
-    def trust(self, authority: Path | None = None, port: int | None = None) -> None:
-        """Write the command line's connection: another authority or port than the deployment's."""
-        authority = authority or (self.certificates.authority if self.certificates else None)
-        entry = f'root-certificates = "{authority}"' if authority else "insecure = true"
-        self.connect(f"127.0.0.1:{port or self.port}", entry)
-
-    def register(self, public_key: Path) -> None:
-        """Let the SuperNode with this key take part."""
-        self.flwr("supernode", "register", str(public_key), self.connection).check_returncode()
+        command += ["--node-config", as_config(config), "--insecure"]
+        return self.start(f"node-{index}", command)

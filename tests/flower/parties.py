@@ -1,4 +1,4 @@
-"""The parties of a deployment: folders, homes and logs of their own; killed, hung, and ended."""
+"""The parties of a deployment: folders, homes and logs of their own; killed, and ended."""
 
 import os
 import re
@@ -48,7 +48,6 @@ class Parties:
         }
         self.started: dict[int, str] = {}  # process id -> mark of its party
         self.children: list[subprocess.Popen[bytes]] = []
-        self.hung: set[int] = set()
 
     def start(
         self, party: str, command: Sequence[str], log: Path | None = None
@@ -101,24 +100,11 @@ class Parties:
             time.sleep(0.02)
         return len(killed)
 
-    def hang(self, party: str, program: str | None = None) -> int:
-        """Stop a party's processes, or those of one program, where they are; how many."""
-        processes = self.processes(party, program)
-        send(processes, signal.SIGSTOP)
-        self.hung |= {process.pid for process in processes}
-        return len(processes)
-
-    def resume(self) -> None:
-        """Let all that hang go on."""
-        send([p for p in self.processes() if p.pid in self.hung], signal.SIGCONT)
-        self.hung.clear()
-
     def end(self, patience: float = 20) -> list[Found]:
         """Ctrl-C in every terminal, the SuperLink's last; then kill what is left.
 
-        returns: what was left `patience` seconds later, without what a test had hung
+        returns: what was left `patience` seconds later
         """
-        send([p for p in self.processes() if p.pid in self.hung], signal.SIGKILL)
         link = self._mark("superlink")
         for last in (False, True):
             for child in self.children:

@@ -1,0 +1,91 @@
+"""What is taken of the answers about some blocks: frames that can be read go to the disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from fedspa.flower.answers import Answer
+from fedspa.flower.arrivals import Arrivals
+from fedspa.flower.checks import frame_limit, readable
+from fedspa.members import Member, Run
+from fedspa.wire import Envelope
+
+# Given a client's name and a block: its frame, and what that must say of itself.
+Frame = Callable[[str, int], tuple[bytes, Envelope]]
+
+
+class Intake:
+    """The answers to one exchange's letters, and whether there are enough of them."""
+
+    def __init__(
+        self,
+        run: Run,
+        round_index: int,
+        drawing: Mapping[str, list[int]],
+        arrivals: Arrivals,
+        frame: Frame,
+        min_clients: int,
+    ) -> None:
+        """drawing: the blocks that are asked of each client."""
+        self._run = run
+        self._round = round_index
+        self._drawing = drawing
+        self._arrivals = arrivals
+        self._frame = frame
+        asked = {b for blocks in drawing.values() for b in blocks}
+        self._asked = {b: {name for name, own in drawing.items() if b in own} for b in asked}
+        self._need = {b: min(min_clients, len(names)) for b, names in self._asked.items()}
+        self._limits = {b: frame_limit(run, b) for b in asked}
+        self._usable: dict[int, set[str]] = {b: set() for b in asked}
+        self._useless: dict[int, dict[str, str]] = {b: {} for b in asked}
+
+    def enough(self) -> bool:
+        """Whether every block has frames of as many clients as it needs."""
+        return all(len(self._usable[b]) >= need for b, need in self._need.items())
+
+    def take(self, answer: Answer) -> None:
+        """Put a client's frames on the disk; without those that are of no use, if that can be.
+
+        Raises ValueError where it cannot, and where a frame was not asked for or is too large.
+        """
+        if not answer.letter.last:
+            return
+        member = answer.letter.member
+        name, own = member.name, self._drawing[member.name]
+        member.wire_up += sum(map(len, answer.frames.values()))
+        self._arrivals.store(name, answer.nonce, answer.frames, own, self._limits)
+        useless = {b: error for b in own if (error := self._unreadable(member, b)) is not None}
+        for b, error in useless.items():
+            self._arrivals.drop(name, b)
+            if len(self._asked[b] - self._useless[b].keys() - {name}) < self._need[b]:
+                raise error
+        for b in own:
+            if b in useless:
+                self._useless[b][name] = str(useless[b])
+            else:
+                self._usable[b].add(name)
+
+    def left_out(self, silent: Mapping[str, str]) -> dict[int, dict[str, str]]:
+        """By block whose frame it does not have, and why.
+
+        silent: the same of those who gave no answer.
+        """
+        return {
+            b: {
+                name: self._useless[b].get(name) or silent[name]
+                for name in self._drawing
+                if name in names and not self._arrivals.has(name, b)
+            }
+            for b, names in self._asked.items()
+        }
+
+    def _unreadable(self, member: Member, block: int) -> ValueError | None:
+        """Why a frame that came is of no use, as far as it can be said of it alone."""
+        try:
+            if not self._arrivals.has(member.name, block):
+                raise ValueError(f"{member.name!r}, block {block}: it sent no frame of this block")
+            frame, envelope = self._frame(member.name, block)
+            readable(self._run, member, self._round, block, frame, envelope)
+        except ValueError as error:
+            return error
+        return None
