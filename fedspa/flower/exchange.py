@@ -138,7 +138,7 @@ class Exchange:
     def agreed(self, run: Run, message: BlockMessage) -> dict[str, str]:
         """See `members.Remote`."""
         if self.sends_back(run):
-            frame = encode(message, Envelope(self._model, self._run_id, AGREED))
+            frame = encode(message, self._envelope(AGREED))
             agreed_blocks.write(self._folder, message.block, message.round, frame)
         left_out = self._left_out.pop(message.block, {})
         self._arrivals.remove(message.block)
@@ -200,7 +200,7 @@ class Exchange:
                 task = self._task(member, holds, blocks, together, counts)
                 queues[member.name] = self._letters(member, task, WORK)
         least = self._network.min_clients
-        intake = Intake(run, round_index, drawing, self._arrivals, self._frame, least)
+        intake = Intake(run, round_index, drawing, self._arrivals, self._envelope, least)
         # Who was silent is asked, and not waited for again where the others are enough.
         waited = dict.fromkeys(queues.keys() - self._silent, self._network.deadline)
         silent = self._exchange(queues, intake.enough, intake.take, waited)
@@ -274,4 +274,7 @@ class Exchange:
     def _frame(self, name: str, index: int) -> tuple[bytes, Envelope]:
         """What a client sent of a block, and what it must say of itself."""
         frame, nonce = self._arrivals.read(name, index)
-        return frame, Envelope(self._model, self._run_id, nonce)
+        return frame, self._envelope(nonce)
+
+    def _envelope(self, nonce: str) -> Envelope:
+        return Envelope(self._model, self._run_id, nonce)

@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 from fedspa.flower.answers import Answer
 from fedspa.flower.arrivals import Arrivals
 from fedspa.flower.checks import frame_limit, readable
-from fedspa.members import Member, Run
+from fedspa.members import Run
 from fedspa.wire import Envelope
 
-# Given a client's name and a block: its frame, and what that must say of itself.
-Frame = Callable[[str, int], tuple[bytes, Envelope]]
+# What a frame must say of itself, given the nonce of the task that it answers.
+EnvelopeOf = Callable[[str], Envelope]
 
 
 class Intake:
@@ -23,7 +23,7 @@ class Intake:
         round_index: int,
         drawing: Mapping[str, list[int]],
         arrivals: Arrivals,
-        frame: Frame,
+        envelope_of: EnvelopeOf,
         min_clients: int,
     ) -> None:
         """drawing: the blocks that are asked of each client."""
@@ -31,7 +31,7 @@ class Intake:
         self._round = round_index
         self._drawing = drawing
         self._arrivals = arrivals
-        self._frame = frame
+        self._envelope_of = envelope_of
         asked = {b for blocks in drawing.values() for b in blocks}
         self._asked = {b: {name for name, own in drawing.items() if b in own} for b in asked}
         self._need = {b: min(min_clients, len(names)) for b, names in self._asked.items()}
@@ -50,19 +50,20 @@ class Intake:
         """
         if not answer.letter.last:
             return
-        member = answer.letter.member
+        member, frames = answer.letter.member, answer.frames
         name, own = member.name, self._drawing[member.name]
-        member.wire_up += sum(map(len, answer.frames.values()))
-        self._arrivals.store(name, answer.nonce, answer.frames, own, self._limits)
-        useless = {b: error for b in own if (error := self._unreadable(member, b)) is not None}
+        member.wire_up += sum(map(len, frames.values()))
+        self._check_sizes(frames, own)
+        useless = {b: error for b in own if (error := self._unreadable(answer, b)) is not None}
         for b, error in useless.items():
-            self._arrivals.drop(name, b)
             if len(self._asked[b] - self._useless[b].keys() - {name}) < self._need[b]:
                 raise error
+        self._arrivals.begin(name, answer.nonce)
         for b in own:
             if b in useless:
                 self._useless[b][name] = str(useless[b])
             else:
+                self._arrivals.store(name, b, frames[str(b)])
                 self._usable[b].add(name)
 
     def left_out(self, silent: Mapping[str, str]) -> dict[int, dict[str, str]]:
@@ -79,12 +80,23 @@ class Intake:
             for b, names in self._asked.items()
         }
 
-    def _unreadable(self, member: Member, block: int) -> ValueError | None:
-        """Why a frame that came is of no use, as far as it can be said of it alone."""
+    def _check_sizes(self, frames: Mapping[str, bytes], own: list[int]) -> None:
+        for block, frame in frames.items():
+            if block not in map(str, own):
+                raise ValueError(f"it sent a frame {block!r:.40}, and was asked for blocks {own}")
+            if len(frame) > self._limits[int(block)]:
+                raise ValueError(
+                    f"its frame of block {block} has {len(frame)} bytes, and such a block comes to "
+                    f"{self._limits[int(block)]} at most"
+                )
+
+    def _unreadable(self, answer: Answer, block: int) -> ValueError | None:
+        """Why a frame is of no use, as far as it can be said of it alone; None where it is."""
+        member, frame = answer.letter.member, answer.frames.get(str(block))
+        if frame is None:
+            return ValueError(f"{member.name!r}, block {block}: it sent no frame of this block")
         try:
-            if not self._arrivals.has(member.name, block):
-                raise ValueError(f"{member.name!r}, block {block}: it sent no frame of this block")
-            frame, envelope = self._frame(member.name, block)
+            envelope = self._envelope_of(answer.nonce)
             readable(self._run, member, self._round, block, frame, envelope)
         except ValueError as error:
             return error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from queue import SimpleQueue
 
 import httpx
 from flwr.app import Message
@@ -25,7 +26,8 @@ class Mailbox:
 
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
-        self._slow: dict[str, _Pull] = {}
+        self._looker = _Looker(grid)
+        self._slow: dict[str, _Looker] = {}
 
     def look(self, message_id: str) -> list[Message | None]:
         """What has come for a message: nothing yet, or its answer, None where that cannot be read.
@@ -34,38 +36,53 @@ class Mailbox:
         """
         if not message_id:
             return []
-        pull = self._slow.pop(message_id, None)
-        if pull is None:
-            pull = _Pull(self._grid, message_id)
-            pull.thread.join(ALONE)
-        if pull.thread.is_alive():
-            self._slow[message_id] = pull
-            return []
-        return pull.found()
+        looker, wait = self._slow.pop(message_id, None), 0.0
+        if looker is None:
+            looker, wait = self._looker, ALONE
+            looker.begin(message_id)
+        if looker.done.wait(wait):
+            return looker.found()
+        self._slow[message_id] = looker
+        if looker is self._looker:
+            self._looker = _Looker(self._grid)
+        return []
 
 
-class _Pull:
-    """One look for an answer, in a thread that does not keep the server's process from ending."""
+class _Looker:
+    """Looks for one answer after the other, in a thread that ends with the server's process.
 
-    def __init__(self, grid: Grid, message_id: str) -> None:
+    One thread for all, since memory that a thread gives back is its own to use again.
+    """
+
+    def __init__(self, grid: Grid) -> None:
         self._grid = grid
-        self._message_id = message_id
+        self._asked: SimpleQueue[str] = SimpleQueue()
         self._found: list[Message | None] = []
         self._error: httpx.HTTPError | None = None
-        self.thread = threading.Thread(target=self._pull, daemon=True)
-        self.thread.start()
+        self.done = threading.Event()
+        threading.Thread(target=self._look, daemon=True).start()
+
+    def begin(self, message_id: str) -> None:
+        self.done.clear()
+        self._asked.put(message_id)
 
     def found(self) -> list[Message | None]:
-        if self._error is not None:
-            raise self._error
-        return self._found
+        """What was found, which is not kept here."""
+        found, self._found = self._found, []
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+        return found
 
-    def _pull(self) -> None:
-        try:
-            self._found = list(self._grid.pull_messages([self._message_id]))
-        except httpx.HTTPError as error:
-            self._error = error
-        except Exception as error:
-            # Flower builds an answer from what a client sent, and checks little of it.
-            log.warning("fedspa: an answer could not be read (%s)", type(error).__name__)
-            self._found = [None]
+    def _look(self) -> None:
+        while True:
+            message_id = self._asked.get()
+            try:
+                self._found = list(self._grid.pull_messages([message_id]))
+            except httpx.HTTPError as error:
+                self._error = error
+            except Exception as error:
+                # Flower builds an answer from what a client sent, and checks little of it.
+                log.warning("fedspa: an answer could not be read (%s)", type(error).__name__)
+                self._found = [None]
+            self.done.set()

@@ -15,6 +15,7 @@ from fedspa.flower.mailbox import Mailbox
 from fedspa.flower.roster import Roster
 from fedspa.flower.run_config import Network, read_run_config
 from fedspa.flower.site import open_checkpoint
+from fedspa.machine import give_back_freed_memory
 from fedspa.output import check_output
 from fedspa.ranks import alone
 from fedspa.report import Report, client_table
@@ -31,6 +32,7 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Prune a model over the clients that are connected (`fedspa.flower.run_config`)."""
+    give_back_freed_memory()
     try:
         settings, network = read_run_config(context.run_config)
         report = serve(grid, settings, network)

@@ -53,6 +53,6 @@ def test_others_are_taken_in_beside_an_upload_that_stalls(monkeypatch):
     assert box.look("slow") == [] and box.look("other") == ["hello"]
     assert box.look("slow") == []
     post.slow["slow"].set()
-    box._slow["slow"].thread.join(60)
+    assert box._slow["slow"].done.wait(60)
     assert box.look("slow") == ["at last"]
     assert post.looks == ["slow", "other"], "a message was asked for twice"

@@ -129,10 +129,10 @@ def test_300_mib_of_updates_in_bounded_memory(here, tmp_path):
     # What a wire counts is what the report says, and Flower's own words.
     assert client.bytes_up < client.wire_up < up < 1.02 * client.wire_up + 2**18
     assert 50 * MIB < client.bytes_down < client.wire_down < down < 1.02 * client.wire_down + 2**18
-    # Six messages of 52 MiB came. Flower makes four copies of the one that is being taken in, and
+    # Six messages of 52 MiB came. Flower makes some copies of the one that is being taken in, and
     # takes room for its own code.
     message = client.wire_up / 2
-    assert far.peak_memory < near.peak_memory + 5 * message < near.peak_memory + sent
+    assert far.peak_memory < near.peak_memory + 4 * message < near.peak_memory + sent
 
 
 REASONS = ["not finite|NaN", "shape|rows", "cut", "block"]
