@@ -5,7 +5,11 @@ here, Triton in its interpreter (TRITON_INTERPRET=1), and the CUDA sources execu
 (--native-library).
 """
 
+import os
 from pathlib import Path
+
+# Before anything imports huggingface_hub, which reads it then: no test may reach for a network.
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 import torch

@@ -1,10 +1,5 @@
 """Fixtures of the federation's tests."""
 
-import os
-
-# Before transformers is imported: no test may reach for a network.
-os.environ["HF_HUB_OFFLINE"] = "1"
-
 import pytest
 import torch
 from small_models import ARCHITECTURES
