@@ -108,6 +108,8 @@ class Courier:
             if sent.waited and name not in traffic.done:
                 until = sent.since + self._time_to_live
                 self._overdue.add(name, message_id, sent.node, until)
+            else:
+                self._mailbox.forget(message_id)
 
     def _take_overdue(self, traffic: Traffic) -> None:
         """Send on to those who have ended what they were at; who has answered is waited for."""

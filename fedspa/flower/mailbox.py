@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from queue import SimpleQueue
+from typing import Self
 
 import httpx
 from flwr.app import Message
@@ -14,6 +15,7 @@ log = logging.getLogger("flwr")
 
 # Seconds for an answer to arrive before others are taken in beside it.
 ALONE = 10.0
+THREAD = "fedspa-mailbox"
 
 
 class Mailbox:
@@ -29,6 +31,14 @@ class Mailbox:
         self._looker = _Looker(grid)
         self._slow: dict[str, _Looker] = {}
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """End the threads; one that is looking ends once it has found it, or with the process."""
+        for looker in (self._looker, *self._slow.values()):
+            looker.end()
+
     def look(self, message_id: str) -> list[Message | None]:
         """What has come for a message: nothing yet, or its answer, None where that cannot be read.
 
@@ -40,12 +50,20 @@ class Mailbox:
         if looker is None:
             looker, wait = self._looker, ALONE
             looker.begin(message_id)
-        if looker.done.wait(wait):
-            return looker.found()
-        self._slow[message_id] = looker
-        if looker is self._looker:
-            self._looker = _Looker(self._grid)
-        return []
+        if not looker.done.wait(wait):
+            self._slow[message_id] = looker
+            if looker is self._looker:
+                self._looker = _Looker(self._grid)
+            return []
+        if looker is not self._looker:
+            looker.end()
+        return looker.found()
+
+    def forget(self, message_id: str) -> None:
+        """Look no more for a message, and keep nothing of what still comes for it."""
+        looker = self._slow.pop(message_id, None)
+        if looker is not None:
+            looker.end()
 
 
 class _Looker:
@@ -56,15 +74,19 @@ class _Looker:
 
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
-        self._asked: SimpleQueue[str] = SimpleQueue()
+        self._asked: SimpleQueue[str | None] = SimpleQueue()
         self._found: list[Message | None] = []
         self._error: httpx.HTTPError | None = None
         self.done = threading.Event()
-        threading.Thread(target=self._look, daemon=True).start()
+        threading.Thread(target=self._look, name=THREAD, daemon=True).start()
 
     def begin(self, message_id: str) -> None:
         self.done.clear()
         self._asked.put(message_id)
+
+    def end(self) -> None:
+        """Let the thread end, once it has found what it is looking for."""
+        self._asked.put(None)
 
     def found(self) -> list[Message | None]:
         """What was found, which is not kept here."""
@@ -75,8 +97,7 @@ class _Looker:
         return found
 
     def _look(self) -> None:
-        while True:
-            message_id = self._asked.get()
+        while (message_id := self._asked.get()) is not None:
             try:
                 self._found = list(self._grid.pull_messages([message_id]))
             except httpx.HTTPError as error:

@@ -41,7 +41,10 @@ class Overdue:
 
     def drop(self, names: Set[str]) -> list[str]:
         """Forget the letters of clients that have started anew; whose there were."""
-        return [name for name in names if self._letters.pop(name, None)]
+        dropped = [name for name in names if name in self._letters]
+        for name in dropped:
+            self._mailbox.forget(self._letters.pop(name).message_id)
+        return dropped
 
     def left(self, online: Set[int]) -> list[str]:
         """Forget the letters at nodes that are not connected any more; whose they were."""
@@ -52,5 +55,5 @@ class Overdue:
         for name, letter in list(self._letters.items()):
             answers = self._mailbox.look(letter.message_id)
             if answers or time.monotonic() > letter.until:
-                del self._letters[name]
+                self._mailbox.forget(self._letters.pop(name).message_id)
                 yield name, any(answer and not answer.has_error() for answer in answers)

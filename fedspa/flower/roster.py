@@ -143,7 +143,8 @@ class Roster:
         """Ask new nodes who they are, and return those that have answered since the last look."""
         connected, now = self.online(), time.monotonic()
         # A node that left is asked again when it is back: its client may have been started anew.
-        self._greeted = {node: one for node, one in self._greeted.items() if node in connected}
+        for node in self._greeted.keys() - connected:
+            self._mailbox.forget(self._greeted.pop(node).message_id)
         for node in connected:
             if node not in self._greeted or now > self._greeted[node].again:
                 content = write_letter(self._letter, {})

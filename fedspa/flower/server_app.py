@@ -60,10 +60,10 @@ def serve(grid: Grid, settings: Settings, network: Network) -> Report:
     model = model_digest(source)
     state = folders_of(network.out).state
     run, known = ("", []) if network.restart else record.interrupted(state)
-    mailbox = Mailbox(grid)
-    roster = Roster(grid, mailbox, network, settings, model, run, known)
-    roster.join()
-    courier = Courier(grid, mailbox, roster, network)
-    exchange = Exchange(roster, courier, network, model)
     around = Surroundings(device=network.device, dtype=network.dtype, restart=network.restart)
-    return federate_streamed(source, [], settings, network.out, around, alone(), remote=exchange)
+    with Mailbox(grid) as mailbox:
+        roster = Roster(grid, mailbox, network, settings, model, run, known)
+        roster.join()
+        courier = Courier(grid, mailbox, roster, network)
+        far = Exchange(roster, courier, network, model)
+        return federate_streamed(source, [], settings, network.out, around, alone(), remote=far)

@@ -1,6 +1,7 @@
 """Answers that are slow to arrive keep nobody else's waiting."""
 
 import threading
+import time
 
 import httpx
 import pytest
@@ -28,31 +29,64 @@ class Post:
         return [] if answer is None else [answer]
 
 
-def test_an_answer_is_there_or_not():
+@pytest.fixture
+def opened():
+    """Opens mailboxes; none of their threads stays behind them."""
+    boxes = []
+
+    def open_mailbox(post):
+        boxes.append(Mailbox(post))
+        return boxes[-1]
+
+    yield open_mailbox
+    for box in boxes:
+        box.__exit__()
+    end = time.monotonic() + 60
+    while left := [thread for thread in threading.enumerate() if thread.name == mailbox.THREAD]:
+        assert time.monotonic() < end, left
+        time.sleep(0.01)
+
+
+def test_an_answer_is_there_or_not(opened):
     post = Post(m="hello")
-    box = Mailbox(post)
+    box = opened(post)
     assert (box.look("m"), box.look("n"), box.look("")) == (["hello"], [], [])
     assert post.looks == ["m", "n"]
 
 
-def test_what_flower_cannot_build_is_an_answer_that_cannot_be_read(caplog):
-    assert Mailbox(Post(m=RecursionError("a secret"))).look("m") == [None]
+def test_what_flower_cannot_build_is_an_answer_that_cannot_be_read(opened, caplog):
+    assert opened(Post(m=RecursionError("a secret"))).look("m") == [None]
     assert "secret" not in caplog.text and "RecursionError" in caplog.text
 
 
-def test_a_network_that_fails_is_the_callers():
+def test_a_network_that_fails_is_the_callers(opened):
     with pytest.raises(httpx.ConnectError):
-        Mailbox(Post(m=httpx.ConnectError("refused"))).look("m")
+        opened(Post(m=httpx.ConnectError("refused"))).look("m")
 
 
-def test_others_are_taken_in_beside_an_upload_that_stalls(monkeypatch):
+def test_others_are_taken_in_beside_an_upload_that_stalls(opened, monkeypatch):
     monkeypatch.setattr(mailbox, "ALONE", 0.1)
     post = Post(slow="at last", other="hello")
     post.slow["slow"] = threading.Event()
-    box = Mailbox(post)
-    assert box.look("slow") == [] and box.look("other") == ["hello"]
+    box = opened(post)
     assert box.look("slow") == []
+    monkeypatch.setattr(mailbox, "ALONE", 60.0)
+    assert box.look("other") == ["hello"] and box.look("slow") == []
     post.slow["slow"].set()
     assert box._slow["slow"].done.wait(60)
     assert box.look("slow") == ["at last"]
     assert post.looks == ["slow", "other"], "a message was asked for twice"
+
+
+def test_what_is_forgotten_is_kept_no_longer_than_it_arrives(opened, monkeypatch):
+    monkeypatch.setattr(mailbox, "ALONE", 0.1)
+    post = Post(slow="at last", other="hello")
+    post.slow["slow"] = threading.Event()
+    box = opened(post)
+    assert box.look("slow") == []
+    monkeypatch.setattr(mailbox, "ALONE", 60.0)
+    box.forget("slow")
+    box.forget("never asked for")
+    post.slow.pop("slow").set()
+    assert not box._slow
+    assert (box.look("slow"), box.look("other")) == (["at last"], ["hello"])
