@@ -50,6 +50,7 @@ HERE = $(if $(PYTEST_FLAGS),,--ignore=tests/shim --ignore=tests/flower) $(if $(P
 
 test: build looks ## lint, types and all tests; PYTEST_FLAGS='-k bitmask' for some of them
 	@mkdir -p build
+	trap 'kill $$elsewhere $$network' INT; \
 	$(BESIDE) > build/test-elsewhere.log 2>&1 & elsewhere=$$!; \
 	$(if $(PYTEST_FLAGS),true,$(PY) -m pytest tests/flower) > build/test-network.log 2>&1 & network=$$!; \
 	{ $(PY) -m pytest $(HERE) $(SOME); }; code=$$?; \

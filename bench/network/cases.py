@@ -4,8 +4,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-# Seconds that a message or the joining may take here, since all share the cores of one machine.
-PATIENT = {"deadline": 600.0, "join-timeout": 600.0}
+# Seconds that a message or the joining may take here, since all share the cores of one machine; and
+# the dtype of messages on both sides, which the app alone would have another default for.
+PATIENT = {"deadline": 600.0, "join-timeout": 600.0, "message-dtype": "float32"}
 SMOLLM2_DOMAINS = ("speeches", "database_manual", "scripture")
 SMOLLM2_WINDOWS = {"samples": 8, "seqlen": 256}
 
@@ -41,7 +42,8 @@ def _bytes(hidden: int, together: int, group: str = "bytes") -> Case:
 
 
 def _smollm2(name: str, **config: Any) -> Case:
-    given = {"sparsity": 0.6, "dtype": "bfloat16", **SMOLLM2_WINDOWS, **config}
+    given = {"sparsity": 0.6, "dtype": "bfloat16", "message-dtype": "bfloat16"}
+    given |= {**SMOLLM2_WINDOWS, **config}
     return Case("smollm2", name, 3, None, 30, given, keep=True)
 
 

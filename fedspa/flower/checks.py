@@ -54,11 +54,7 @@ class Checks:
 
     def compare(self, member: Member, frame: bytes, envelope: Envelope) -> None:
         """Look at the size of a client's statistics first: the others' are its measure."""
-        try:
-            message = self._decoded(member, frame, envelope)
-        except ValueError:
-            # Its own check says so again, and leaves it out.
-            return
+        message = self._decoded(member, frame, envelope)
         assert isinstance(message, StatisticsMessage)
         self._squares[member.name] = mean_squares(message, additive_kind(self._run.pruner))
         self._groups.update(self._squares[member.name].keys())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import replace
 
 from flwr.app import Message
@@ -46,22 +46,25 @@ class Courier:
         enough: Callable[[], bool],
         take: Callable[[Answer], None],
         requeue: Callable[[Letter, tuple[int, ...]], list[Letter]],
-        waited: Mapping[str, float],
+        seconds: Mapping[str, float],
+        silent: Set[str],
     ) -> dict[str, str]:
         """Send every client its letters one after the other, and hand on the answers as they come.
 
-        One that is still at work on a letter of an earlier exchange is sent its own behind it.
+        One that has not answered a letter of an earlier exchange is sent its own once it has.
 
         queues:  letters by the client's name
         enough:  whether what was taken suffices
         take:    is given each answer; raises ValueError where it is of no use
         requeue: the letters for a client that lacks agreed blocks, given its last letter
-        waited:  for how many seconds after a letter its client is waited for; others are not
+        seconds: for how long a client is waited for after each of its letters
+        silent:  clients that are not waited for before they have answered something
         returns: by client why it has not answered
         raises:  RuntimeError where there are not enough within deadline and patience
         """
         queued = {name: list(letters) for name, letters in queues.items()}
-        traffic = Traffic(queued, dict(waited))
+        waited = {name: seconds[name] for name in queues if name not in silent}
+        traffic = Traffic(queued, waited, seconds)
         try:
             self._carry(traffic, enough, take, requeue)
         finally:
@@ -94,7 +97,7 @@ class Courier:
             if traffic.open or traffic.again or len(self._overdue):
                 hopeful = now
             if enough():
-                if not traffic.pending(now):
+                if not traffic.pending(now) or now > end:
                     break
             elif now > min(end, hopeful + patience):
                 raise RuntimeError(self._too_few(traffic))
@@ -104,10 +107,9 @@ class Courier:
     def _leave(self, traffic: Traffic) -> None:
         """Note who has not answered yet: until then it is sent nothing else."""
         for message_id, sent in traffic.open.items():
-            name = sent.name
-            if sent.waited and name not in traffic.done:
+            if sent.waited:
                 until = sent.since + self._time_to_live
-                self._overdue.add(name, message_id, sent.node, until)
+                self._overdue.add(sent.name, message_id, sent.node, until)
             else:
                 self._mailbox.forget(message_id)
 
@@ -116,7 +118,7 @@ class Courier:
         for name, answered in self._overdue.cleared():
             if name in traffic.queues:
                 if answered:
-                    traffic.waited[name] = self._network.deadline
+                    traffic.waited[name] = traffic.seconds[name]
                 self._send_next(traffic, name)
 
     @property
@@ -205,18 +207,17 @@ class Courier:
         """Give up letters to nodes that have left; ask clients again that failed, or are back."""
         back = self._roster.welcome_back()
         online = self._roster.online()
-        for name in {
-            *self._overdue.drop(back),
-            *self._overdue.left(online),
-        } & traffic.queues.keys():
+        gone = {*self._overdue.drop(back), *self._overdue.left(online)}
+        for name in gone & traffic.queues.keys():
             self._fail(traffic, name, "its node left")
         for sent in traffic.open.values():
             name = sent.name
             if sent.waited and (name in back or self._roster.node_of(name) not in online):
                 # An answer that still comes is taken.
                 sent.waited = False
-                self._fail(traffic, name, "its node left")
-        for name in list(traffic.failed):
+                if name not in traffic.done:
+                    self._fail(traffic, name, "its node left")
+        for name in traffic.failed.keys() - traffic.done:
             again = now > traffic.again.get(name, now) and self._roster.node_of(name) in online
             if name in back or again:
                 self._send_next(traffic, name)
@@ -232,7 +233,11 @@ class Courier:
         log.warning("fedspa: %r: %s", name, why)
 
     def _why(self, traffic: Traffic, name: str) -> str:
-        return traffic.failed.get(name, f"no answer within {self._network.deadline:g} s")
+        if name in traffic.failed:
+            return traffic.failed[name]
+        if any(sent.name == name for sent in traffic.open.values()):
+            return f"no answer within {self._network.deadline:g} s"
+        return "it has not answered an earlier task yet"
 
     def _too_few(self, traffic: Traffic) -> str:
         missing = [name for name in traffic.queues if name not in traffic.done]

@@ -1,13 +1,13 @@
 """What the server exchanges with clients elsewhere: tasks and agreed blocks out, results in.
 
-Answers are put on the disk as they come, one client's at a time, so that memory holds a single
-message whatever the number of clients; then they are checked and added block by block.
+Answers are put on the disk as they come, one client's at a time and a few where lines are slow, so
+that memory does not grow with the clients; then they are checked and added block by block.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import replace
 
 from torch import nn
@@ -19,7 +19,7 @@ from fedspa.flower.assignments import Letter, letters, versions_for
 from fedspa.flower.checks import Checks, frame_size
 from fedspa.flower.client_work import AGREED
 from fedspa.flower.courier import Courier
-from fedspa.flower.intake import Intake
+from fedspa.flower.intake import Intake, shortened
 from fedspa.flower.letters import FINISH, WORK
 from fedspa.flower.roster import Roster
 from fedspa.flower.run_config import Network
@@ -33,7 +33,6 @@ from fedspa.wire import Envelope, encode
 log = logging.getLogger("flwr")
 
 MIB = 2**20
-LONGEST_REASON = 500
 # Seconds for a client that keeps no copy of the result to say that it has heard of the end.
 FAREWELL = 60.0
 
@@ -132,7 +131,7 @@ class Exchange:
         return len(left_out) > before
 
     def _leave_out(self, name: str, index: int, why: str) -> None:
-        why = self._left_out[index][name] = why[:LONGEST_REASON]
+        self._left_out[index][name] = why = shortened(why)
         log.warning("fedspa: left out: %s", why)
 
     def agreed(self, run: Run, message: BlockMessage) -> dict[str, str]:
@@ -160,10 +159,11 @@ class Exchange:
         return later or run.settings.rounds > 1 or wanted
 
     def finish(self, run: Run) -> None:
-        """See `members.Remote`; waits for all but those who were silent the last time.
+        """See `members.Remote`; waits for everybody who is told of the end.
 
         A SuperNode of Flower 1.41 that is taking a message while its run ends sends every later
-        answer one message too late: none is to be on its way then.
+        answer one message too late: none is to be on its way then. Whoever has not answered what
+        came before is told of nothing.
         """
         self._open_run()
         queues = {}
@@ -176,11 +176,10 @@ class Exchange:
             queues[member.name] = self._letters(member, task, FINISH)
         with run.clock.stage("wait"):
             deadline = self._network.deadline
-            waited = {
-                name: deadline if self._roster.wants_result(name) else min(FAREWELL, deadline)
-                for name in queues.keys() - self._silent
-            }
-            failed = self._exchange(queues, lambda: True, lambda answer: None, waited)
+            # A copy takes its time; for the others, and where there was a failure, there is less.
+            copying = {n for n in queues if self._roster.wants_result(n)} - self._silent.keys()
+            seconds = {n: deadline if n in copying else min(FAREWELL, deadline) for n in queues}
+            failed = self._exchange(queues, lambda: True, lambda answer: None, seconds)
         for name, why in failed.items():
             if self._roster.wants_result(name):
                 log.warning("fedspa: %r did not get the end of the run: %s", name, why)
@@ -191,36 +190,28 @@ class Exchange:
         drawing = {
             member.name: [b for b in member.drawn[-1] if b in blocks] for member in run.order
         }
-        asked = {b: {name for name, mine in drawing.items() if b in mine} for b in blocks}
-        counts = {b: len(names) for b, names in asked.items()}
+        least = self._network.min_clients
+        intake = Intake(run, round_index, drawing, self._arrivals, self._envelope, least)
         queues = {}
         for member in run.order:
             if drawing[member.name]:
                 holds = versions_for(run, member, round_index, blocks, together)
-                task = self._task(member, holds, blocks, together, counts)
+                task = self._task(member, holds, blocks, together, intake.counts)
                 queues[member.name] = self._letters(member, task, WORK)
-        least = self._network.min_clients
-        intake = Intake(run, round_index, drawing, self._arrivals, self._envelope, least)
+        seconds = dict.fromkeys(queues, self._network.deadline)
         # Who was silent is asked, and not waited for again where the others are enough.
-        waited = dict.fromkeys(queues.keys() - self._silent, self._network.deadline)
-        silent = self._exchange(queues, intake.enough, intake.take, waited)
+        silent = self._exchange(queues, intake.enough, intake.take, seconds, self._silent.keys())
         self._silent = {n: why for n, why in self._silent.items() if n not in queues} | silent
         self._asked = round_index, blocks
-        self._left_out = {b: {} for b in blocks}
-        for b, names in intake.left_out(silent).items():
-            for name, why in names.items():
-                # Who is silent was told of as it happened.
-                if name in silent:
-                    self._left_out[b][name] = why
-                else:
-                    self._leave_out(name, b, why)
+        self._left_out = {b: {} for b in blocks} | intake.left_out(silent)
 
     def _exchange(
         self,
         queues: Mapping[str, list[Letter]],
         enough: Callable[[], bool],
         take: Callable[[Answer], None],
-        waited: Mapping[str, float],
+        seconds: Mapping[str, float],
+        silent: Set[str] = frozenset(),
     ) -> dict[str, str]:
         """Carry letters, and keep account of what clients have got; returns who failed, and why."""
 
@@ -234,7 +225,7 @@ class Exchange:
             member.holds |= {block: task.holds[block] for block in answer.letter.frames}
             take(answer)
 
-        return self._courier.carry(queues, enough, received, requeue, waited)
+        return self._courier.carry(queues, enough, received, requeue, seconds, silent)
 
     def _task(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 
 from fedspa.flower.answers import Answer
@@ -10,6 +11,9 @@ from fedspa.flower.checks import frame_limit, readable
 from fedspa.members import Run
 from fedspa.wire import Envelope
 
+log = logging.getLogger("flwr")
+
+LONGEST_REASON = 500
 # What a frame must say of itself, given the nonce of the task that it answers.
 EnvelopeOf = Callable[[str], Envelope]
 
@@ -39,6 +43,11 @@ class Intake:
         self._usable: dict[int, set[str]] = {b: set() for b in asked}
         self._useless: dict[int, dict[str, str]] = {b: {} for b in asked}
 
+    @property
+    def counts(self) -> dict[int, int]:
+        """By block how many clients are asked."""
+        return {b: len(names) for b, names in self._asked.items()}
+
     def enough(self) -> bool:
         """Whether every block has frames of as many clients as it needs."""
         return all(len(self._usable[b]) >= need for b, need in self._need.items())
@@ -61,7 +70,8 @@ class Intake:
         self._arrivals.begin(name, answer.nonce)
         for b in own:
             if b in useless:
-                self._useless[b][name] = str(useless[b])
+                self._useless[b][name] = shortened(str(useless[b]))
+                log.warning("fedspa: left out: %s", self._useless[b][name])
             else:
                 self._arrivals.store(name, b, frames[str(b)])
                 self._usable[b].add(name)
@@ -101,3 +111,8 @@ class Intake:
         except ValueError as error:
             return error
         return None
+
+
+def shortened(why: str) -> str:
+    """A reason as the log and the report have it."""
+    return why[:LONGEST_REASON]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from queue import SimpleQueue
 from typing import Self
 
@@ -15,6 +16,8 @@ log = logging.getLogger("flwr")
 
 # Seconds for an answer to arrive before others are taken in beside it.
 ALONE = 10.0
+# How many that are slower than that are taken in at a time.
+AT_ONCE = 4
 THREAD = "fedspa-mailbox"
 
 
@@ -23,11 +26,14 @@ class Mailbox:
 
     Flower hands out an answer whose upload has only begun, and waits for the rest of it: as long as
     a slow line takes, and for over an hour where a client wants it so. One answer at a time is
-    taken in, so that memory holds one; those that take longer than ALONE come beside the others.
+    taken in, since memory holds what is; one that takes longer than ALONE does not keep others
+    from it, until so many are slow at once.
     """
 
-    def __init__(self, grid: Grid) -> None:
+    def __init__(self, grid: Grid, longest: float) -> None:
+        """longest: seconds after which one that is slow does not count among them any more."""
         self._grid = grid
+        self._longest = longest
         self._looker = _Looker(grid)
         self._slow: dict[str, _Looker] = {}
 
@@ -44,7 +50,7 @@ class Mailbox:
 
         message_id: "" where nothing is on its way. Raises httpx.HTTPError where the network fails.
         """
-        if not message_id:
+        if not message_id or message_id not in self._slow and self._is_full():
             return []
         looker, wait = self._slow.pop(message_id, None), 0.0
         if looker is None:
@@ -58,6 +64,10 @@ class Mailbox:
         if looker is not self._looker:
             looker.end()
         return looker.found()
+
+    def _is_full(self) -> bool:
+        begun = time.monotonic() - self._longest
+        return sum(looker.since > begun for looker in self._slow.values()) >= AT_ONCE
 
     def forget(self, message_id: str) -> None:
         """Look no more for a message, and keep nothing of what still comes for it."""
@@ -78,9 +88,11 @@ class _Looker:
         self._found: list[Message | None] = []
         self._error: httpx.HTTPError | None = None
         self.done = threading.Event()
+        self.since = 0.0
         threading.Thread(target=self._look, name=THREAD, daemon=True).start()
 
     def begin(self, message_id: str) -> None:
+        self.since = time.monotonic()
         self.done.clear()
         self._asked.put(message_id)
 

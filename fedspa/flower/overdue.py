@@ -53,7 +53,8 @@ class Overdue:
     def cleared(self) -> Iterator[tuple[str, bool]]:
         """Forget letters that are answered or that ran out: whose, and whether it has answered."""
         for name, letter in list(self._letters.items()):
-            answers = self._mailbox.look(letter.message_id)
-            if answers or time.monotonic() > letter.until:
+            # Of answers that nobody waits for none is kept while this waits for its caller.
+            found = [bool(a and not a.has_error()) for a in self._mailbox.look(letter.message_id)]
+            if found or time.monotonic() > letter.until:
                 self._mailbox.forget(self._letters.pop(name).message_id)
-                yield name, any(answer and not answer.has_error() for answer in answers)
+                yield name, any(found)

@@ -61,7 +61,7 @@ def serve(grid: Grid, settings: Settings, network: Network) -> Report:
     state = folders_of(network.out).state
     run, known = ("", []) if network.restart else record.interrupted(state)
     around = Surroundings(device=network.device, dtype=network.dtype, restart=network.restart)
-    with Mailbox(grid) as mailbox:
+    with Mailbox(grid, network.deadline) as mailbox:
         roster = Roster(grid, mailbox, network, settings, model, run, known)
         roster.join()
         courier = Courier(grid, mailbox, roster, network)

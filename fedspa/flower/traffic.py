@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fedspa.flower.assignments import Letter
@@ -30,6 +31,7 @@ class Traffic:
 
     queues:  by client the letters that it has not answered, of which the first is sent
     waited:  for how many seconds after a letter its client is waited for; others are not
+    seconds: the same of all, of those too who are not waited for yet
     open:    by message the letters that have no answer yet
     done:    who has answered the last of its letters
     failed:  who failed the last time, and why
@@ -40,6 +42,7 @@ class Traffic:
 
     queues: dict[str, list[Letter]]
     waited: dict[str, float]
+    seconds: Mapping[str, float]
     open: dict[str, Sent] = field(default_factory=dict)
     done: set[str] = field(default_factory=set)
     failed: dict[str, str] = field(default_factory=dict)
@@ -51,6 +54,8 @@ class Traffic:
     def pending(self, now: float) -> bool:
         """Whether anybody has time left who is waited for."""
         return any(
-            sent.waited and now < sent.since + self.waited.get(sent.name, 0)
+            sent.waited
+            and sent.name not in self.done
+            and now < sent.since + self.waited.get(sent.name, 0)
             for sent in self.open.values()
         )

@@ -65,8 +65,10 @@ class Late(NearbyGrid):
         count = self.sent.count(self.owners[message_id])
         if self.owners[message_id] == ("c1", WORK) and count == 1:
             self.held = message_id, self._replies.pop(message_id)
-        elif self.held and self.owners[message_id] == ("c0", WORK) and count == 2:
-            assert self.sent.count(("c1", WORK)) == 1, "it was sent what it could not begin yet"
+        elif self.owners[message_id] == ("c1", WORK) and count == 2:
+            early = self.sent.count(("c0", WORK)) < 2 or self.held[0] in self._replies
+            assert not early, "it was sent what it could not begin yet"
+        elif self.owners[message_id] == ("c0", WORK) and count == 2:
             self._replies[self.held[0]] = self.held[1]
         return message_id
 

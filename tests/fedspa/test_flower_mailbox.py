@@ -35,7 +35,7 @@ def opened():
     boxes = []
 
     def open_mailbox(post):
-        boxes.append(Mailbox(post))
+        boxes.append(Mailbox(post, longest=60.0))
         return boxes[-1]
 
     yield open_mailbox
@@ -90,3 +90,27 @@ def test_what_is_forgotten_is_kept_no_longer_than_it_arrives(opened, monkeypatch
     post.slow.pop("slow").set()
     assert not box._slow
     assert (box.look("slow"), box.look("other")) == (["at last"], ["hello"])
+
+
+def test_a_few_slow_ones_are_taken_in_at_a_time(opened, monkeypatch):
+    names = [f"m{number}" for number in range(mailbox.AT_ONCE + 1)]
+    post = Post(**dict.fromkeys(names, "at last"), quick="hello")
+    post.slow = {name: threading.Event() for name in names}
+    box = opened(post)
+    monkeypatch.setattr(mailbox, "ALONE", 0.01)
+    for name in [*names, "quick"]:
+        assert box.look(name) == []
+    assert post.looks == names[:-1], "more were begun than memory is meant for"
+    monkeypatch.setattr(mailbox, "ALONE", 60.0)
+    post.slow.pop("m2").set()
+    assert box._slow["m2"].done.wait(60)
+    assert box.look("m2") == ["at last"] and box.look("quick") == ["hello"]
+    # Those that were slow for too long keep nobody waiting any more.
+    monkeypatch.setattr(mailbox, "ALONE", 0.01)
+    assert box.look("m4") == [] and "m4" in box._slow
+    monkeypatch.setattr(mailbox, "ALONE", 60.0)
+    box._longest = 0.0
+    post.answers["other"] = "hello"
+    assert box.look("other") == ["hello"]
+    for event in post.slow.values():
+        event.set()

@@ -75,6 +75,9 @@ def test_a_killed_server_goes_on(here, tmp_path):
     run = here.launch(APP, config)
     said = partial(read, run.log)
     wait_for(lambda: "agreed on (2 of 4)" in said(), "the first exchange's end", 400)
+    # What is agreed on is committed before the next two are asked for.
+    asked = "Receiving: train.work"
+    wait_for(lambda: here.text("node-0").count(asked) > 1, "the second exchange", 100)
     here.kill("superlink")
     run.stream.wait(30)
     assert not (tmp_path / "out").exists()
@@ -148,7 +151,7 @@ def test_bad_clients_are_left_out(here, tmp_path):
     )
     # In the middle of their work c1's process is killed, and c2's hangs: until the deadline all are
     # waited for, and then somebody's answer.
-    times = {"deadline": 40.0, "patience": 300.0}
+    times = {"deadline": 70.0, "patience": 300.0}
     config = here.among(4, tmp_path / "out", min_clients=1, **times)
     report, log = finished(here, config, app)
     assert log.count("left out: ") == len(report.blocks) == len(REASONS)
@@ -156,7 +159,7 @@ def test_bad_clients_are_left_out(here, tmp_path):
         assert block.clients == ("c0",) and set(block.left_out) == {"c1", "c2", "c3"}
         assert re.search(reason, block.left_out["c3"]), block
         for name in ("c1", "c2"):
-            assert re.search("no answer within 40 s|crashed", block.left_out[name]), block
+            assert re.search("no answer within 70 s|crashed", block.left_out[name]), block
     near = here.near(tmp_path, config, 0)
     same_files(tmp_path / "near", tmp_path / "out")
     assert report.layers == near.layers
