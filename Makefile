@@ -41,8 +41,9 @@ HAS_TRITON = $(shell $(PY) -c 'import triton' 2>/dev/null && echo yes)
 NATIVE_IS_BUILT = $(shell grep -s '"cpu"' $(RECORD))
 # Two more run beside the first, and what they say is shown when all have ended: one checks the types and takes the other
 # ways; one, where all tests were asked for, a federation over a network, most of whose time is spent waiting.
+# The first takes longest, the network waits for the clock, and so the other one takes what cores they leave.
 # BESIDE is a variable since make -n would run a line that names MAKE, and all tests with it.
-BESIDE = $(MAKE) --no-print-directory --keep-going $(ELSEWHERE)
+BESIDE = nice $(MAKE) --no-print-directory --keep-going $(ELSEWHERE)
 ELSEWHERE = types $(if $(PLACES)$(HAS_TRITON),test-triton) $(if $(PLACES)$(NATIVE_IS_BUILT),test-cuda-on-cpu) \
 	$(if $(PYTEST_FLAGS),,test-shim)
 SOME = $(PYTEST_FLAGS) $(if $(PYTEST_FLAGS),|| test $$? -eq 5)
