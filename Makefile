@@ -49,6 +49,8 @@ ELSEWHERE = types $(if $(PLACES)$(HAS_TRITON),test-triton) $(if $(PLACES)$(NATIV
 SOME = $(PYTEST_FLAGS) $(if $(PYTEST_FLAGS),|| test $$? -eq 5)
 HERE = $(if $(PYTEST_FLAGS),,--ignore=tests/shim --ignore=tests/flower) $(if $(PLACES),--places $(PLACES))
 
+# Threads that wait for others sleep, since there are more of them than cores.
+test: export OMP_WAIT_POLICY = passive
 test: build looks ## lint, types and all tests; PYTEST_FLAGS='-k bitmask' for some of them
 	@mkdir -p build
 	trap 'kill $$elsewhere $$network' INT; \
