@@ -53,12 +53,21 @@ def compose(files: Sequence[tuple[str, dict[str, Any]]]) -> str:
     lines = [HEAD, METHOD]
     for _, document in files:
         found = document["results"]
-        lines += [f"All figures are of {machine_name(document)}.", ""]
+        lines += [f"All figures are of {machine_name(document)}. {_commits(found)}", ""]
         for section in (overhead, _fixed, _clients, along_bytes, smollm2):
             lines += section(found)
     machines = [Machine(doc["device"], machine_name(doc), [(name, doc)]) for name, doc in files]
     lines += [REPRODUCE, "## Files", "", *file_table(machines)]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _commits(found: Sequence[Result]) -> str:
+    """At which commit each group was measured, which may be an earlier one than the file's."""
+    groups: dict[str, set[str]] = {}
+    for one in found:
+        groups.setdefault(one["group"], set()).add(one["commit"][:7])
+    told = [f"{group} {' and '.join(sorted(commits))}" for group, commits in groups.items()]
+    return f"Measured at the commits: {', '.join(told)}."
 
 
 def _fixed(found: Sequence[Result]) -> list[str]:

@@ -40,7 +40,8 @@ def result(group, case, mib=1.0, clients=3, together=1, power=1.0, **more):
     near = {"seconds": 6.0, "stages": {"prune": 1.0}, "peak_bytes": 450 * MIB}
     config = {"samples": 8, "seqlen": 256, "sparsity": 0.6, "blocks-per-message": together}
     chosen = {"group": group, "case": case, "clients": clients, "blocks": 4, "config": config}
-    return {**chosen, "poll": 0.1, "check": "the same", "far": far, "near": near, **more}
+    chosen |= {"poll": 0.1, "check": "the same", "commit": 40 * "c"}
+    return {**chosen, "far": far, "near": near, **more}
 
 
 def along_bytes(power):
@@ -77,6 +78,8 @@ def test_the_page_has_a_row_for_every_run():
         kind="network",
     )
     page = compose([("a.json", content)])
+    commits = "fixed ccccccc, clients ccccccc, bytes ccccccc, smollm2 ccccccc"
+    assert f"Measured at the commits: {commits}." in page
     assert row(page, "| polls of 0.1 s |")[1:6] == [
         "9.00 s",
         "8.00 s",
