@@ -43,3 +43,12 @@ def pytest_configure(config: pytest.Config) -> None:
     native.LIBRARY = library.resolve()
     record = {"built": ["cpu"], "why_not": "CUDA runs on the CPU here", "torch": torch.__version__}
     native._record = lambda: record
+
+
+@pytest.fixture
+def single_thread():
+    """PyTorch with one thread, as long as a test takes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

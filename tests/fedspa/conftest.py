@@ -1,7 +1,6 @@
 """Fixtures of the federation's tests."""
 
 import pytest
-import torch
 from small_models import ARCHITECTURES
 
 
@@ -12,9 +11,5 @@ def architecture(request) -> str:
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
+def one_thread(single_thread):
     """Small models gain nothing from a second thread, and wait for it where cores are busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)

@@ -64,13 +64,20 @@ def test_a_network_that_fails_is_the_callers(opened):
         opened(Post(m=httpx.ConnectError("refused"))).look("m")
 
 
-def test_others_are_taken_in_beside_an_upload_that_stalls(opened, monkeypatch):
-    monkeypatch.setattr(mailbox, "ALONE", 0.1)
+@pytest.fixture
+def stalled(opened, monkeypatch):
+    """A mailbox that has looked for an answer, "slow", which does not come; and its post."""
     post = Post(slow="at last", other="hello")
     post.slow["slow"] = threading.Event()
     box = opened(post)
+    monkeypatch.setattr(mailbox, "ALONE", 0.1)
     assert box.look("slow") == []
     monkeypatch.setattr(mailbox, "ALONE", 60.0)
+    return box, post
+
+
+def test_others_are_taken_in_beside_an_upload_that_stalls(stalled):
+    box, post = stalled
     assert box.look("other") == ["hello"] and box.look("slow") == []
     post.slow["slow"].set()
     assert box._slow["slow"].done.wait(60)
@@ -78,13 +85,8 @@ def test_others_are_taken_in_beside_an_upload_that_stalls(opened, monkeypatch):
     assert post.looks == ["slow", "other"], "a message was asked for twice"
 
 
-def test_what_is_forgotten_is_kept_no_longer_than_it_arrives(opened, monkeypatch):
-    monkeypatch.setattr(mailbox, "ALONE", 0.1)
-    post = Post(slow="at last", other="hello")
-    post.slow["slow"] = threading.Event()
-    box = opened(post)
-    assert box.look("slow") == []
-    monkeypatch.setattr(mailbox, "ALONE", 60.0)
+def test_what_is_forgotten_is_kept_no_longer_than_it_arrives(stalled):
+    box, post = stalled
     box.forget("slow")
     box.forget("never asked for")
     post.slow.pop("slow").set()

@@ -1,7 +1,6 @@
 import signal
 
 import pytest
-import torch
 
 # A shell's background job, such as `make test` starts, is born deaf to Ctrl-C, and so are its
 # children: they would not end when a test ends them.
@@ -9,9 +8,5 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
+def one_thread(single_thread):
     """As in the network's processes: products are cut, and added up, by the number of threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
